@@ -1,0 +1,49 @@
+# Everything runs in .venv, which the first target that needs it creates.
+
+PYTHON ?= python3
+# Installed first and on its own, so that nothing else chooses it. If pip offers you a
+# CUDA build that you do not want:
+#   make TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu" demo
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test check bench clean
+.DEFAULT_GOAL := help
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+
+demo: $(VENV)/.stamp  ## Prune and quantise a small network, from training to the integer program
+	$(BIN)/zerobit demo
+
+test: check  ## Check, then run all tests
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/.stamp-test  ## Lint, types and layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.stamp  ## Time one step of the search
+	$(BIN)/python benchmarks/search_step.py
+
+clean:  ## Remove the environment and all caches
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# -qq: pip prints its errors, and nothing else.
+# A torch that is already in .venv is kept: it may be the build for your GPU.
+$(VENV)/.stamp: pyproject.toml
+	@echo "Setting up $(VENV): PyTorch and the packages that zerobit runs on (once, some minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -qq $(TORCH)
+	@$(BIN)/python -m pip install -qq -e '.[onnx,zoo]'
+	@touch $@
+
+$(VENV)/.stamp-test: $(VENV)/.stamp
+	@echo "Adding the test tools to $(VENV): pytest, ruff, basedpyright, import-linter"
+	@$(BIN)/python -m pip install -qq -e '.[test]'
+	@touch $@
