@@ -1,0 +1,85 @@
+"""The zoo networks: published sizes, shapes and look-up."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zerobit.zoo.models import MODELS, ZooModel, digits_net, dscnn, model, resnet8
+
+
+def _num_weights(net: nn.Module) -> int:
+    layers = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    return sum(layer.weight.numel() for layer in layers)
+
+
+def _num_macs(net: nn.Module, input_shape: tuple[int, int, int]) -> int:
+    """Count with hooks: every output element of a layer costs one filter of multiplications."""
+    macs: list[int] = []
+
+    def count(layer: nn.Module, _: object, out: Tensor) -> None:
+        assert isinstance(layer.weight, Tensor)
+        macs.append(out.numel() * layer.weight[0].numel())
+
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(count)
+    with torch.no_grad():
+        net.eval()(torch.zeros(1, *input_shape))
+    return sum(macs)
+
+
+@pytest.mark.parametrize(
+    ("net", "input_shape", "weights", "macs"),
+    [
+        (resnet8(), (3, 32, 32), 77_360, 12_501_632),
+        (dscnn(), (1, 49, 10), 22_016, 2_656_768),
+        (digits_net(), (1, 8, 8), 19_408, 533_824),
+    ],
+    ids=["resnet8", "dscnn", "digits"],
+)
+def test_sizes_are_the_published_ones(
+    net: nn.Module, input_shape: tuple[int, int, int], weights: int, macs: int
+) -> None:
+    assert _num_weights(net) == weights
+    assert _num_macs(net, input_shape) == macs
+
+
+@pytest.mark.parametrize("entry", MODELS.values(), ids=MODELS)
+def test_entry_builds_network_of_its_shape(entry: ZooModel) -> None:
+    out = entry.build(7).eval()(torch.zeros(2, *entry.input_shape))
+    assert out.shape == (2, 7)
+
+
+@pytest.mark.parametrize("entry", MODELS.values(), ids=MODELS)
+def test_convolutions_have_no_bias_and_a_batch_norm_each(entry: ZooModel) -> None:
+    net = entry.build(10)
+    convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(conv.bias is None for conv in convs)
+    assert [norm.num_features for norm in norms] == [conv.out_channels for conv in convs]
+
+
+def test_identity_block_adds_its_input() -> None:
+    block = resnet8().block1.eval()
+    nn.init.zeros_(block.conv2.weight)
+    x = torch.rand(2, 16, 8, 8)
+    torch.testing.assert_close(block(x), x)
+
+
+def test_dscnn_drops_out_only_in_training() -> None:
+    rates = [m.p for m in dscnn().modules() if isinstance(m, nn.Dropout)]
+    assert rates == [0.2, 0.4]
+
+
+def test_model_looks_up_by_name() -> None:
+    assert model("dscnn") is MODELS["dscnn"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [("resnet9", "did you mean 'resnet8'"), ("DSCNN", "resnet8, dscnn, digits"), ("", "check the spelling")],
+)
+def test_unknown_model_is_told_the_names(wrong: str, hint: str) -> None:
+    with pytest.raises(ValueError, match=r"`name` is") as caught:
+        model(wrong)
+    assert hint in str(caught.value)
