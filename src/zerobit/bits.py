@@ -1,0 +1,91 @@
+"""`BitDist`: for each channel, probabilities over the bit grid {0, 2, 3, ..., 8}; the one currency of the library.
+
+Every method maps onto it; costs, decisions and reports are written once, against it.
+Shape legend: C channels, W widths a method offers, B = len(GRID) grid points.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from zerobit.formats import GRID
+
+_COLUMN = {width: column for column, width in enumerate(GRID)}
+
+
+@dataclass(frozen=True, eq=False)
+class BitDist:
+    """Per-channel probabilities over `GRID`.
+
+    Attributes:
+        p: float64 [C, B], rows sum to 1; differentiable.
+    """
+
+    p: Tensor
+
+    @staticmethod
+    def from_gate_and_width(gate: Tensor, width: Tensor, widths: Sequence[int]) -> "BitDist":
+        """Compose a gate and a width choice: p[c, 0] = 1 - gate[c], p[c, b] = gate[c] * width[c, b].
+
+        Args:
+            gate: [C], probability that the channel stays.
+            width: [C, W], probabilities of the widths given that it stays.
+            widths: the W widths, none of them 0.
+        """
+        gate, width = gate.double(), width.double()
+        kept = (gate[:, None] * width) @ _columns(tuple(widths)).to(gate.device)
+        return BitDist(torch.cat([(1 - gate)[:, None], kept[:, 1:]], dim=1))
+
+    @staticmethod
+    def from_width(bits: Tensor) -> "BitDist":
+        """Blend the two grid neighbours of fractional widths linearly.
+
+        Args:
+            bits: [C], in 0..8; below 2 the neighbours are 0 and 2.
+        """
+        grid = torch.tensor(GRID, dtype=torch.float64, device=bits.device)
+        x = bits.double()[:, None]
+        below = torch.cat([grid[:1] - 1, grid[:-1]])
+        above = torch.cat([grid[1:], grid[-1:] + 1])
+        return BitDist(torch.minimum((x - below) / (grid - below), (above - x) / (above - grid)).clamp(0, 1))
+
+    @staticmethod
+    def one_hot(bits: Sequence[int] | Tensor) -> "BitDist":
+        """All probability on one integer width per channel, given as C ints from `GRID`."""
+        values = bits.tolist() if isinstance(bits, Tensor) else bits
+        columns = torch.tensor([_COLUMN[int(b)] for b in values])
+        return BitDist(torch.nn.functional.one_hot(columns, len(GRID)).double())
+
+    @property
+    def keep(self) -> Tensor:
+        """[C], probability that the channel stays."""
+        return 1 - self.p[:, 0]
+
+    @property
+    def bits(self) -> Tensor:
+        """[C], expected width; a removed channel counts 0."""
+        return self.p @ torch.tensor(GRID, dtype=self.p.dtype, device=self.p.device)
+
+
+@cache
+def _columns(widths: tuple[int, ...]) -> Tensor:
+    """[W, B], 1 where a width stands on the grid."""
+    return torch.nn.functional.one_hot(torch.tensor([_COLUMN[w] for w in widths]), len(GRID)).double()
+
+
+@dataclass(frozen=True, eq=False)
+class NetBits:
+    """The widths of a whole network; what every method and every plan comes down to.
+
+    Attributes:
+        keep: group name -> float64 [units], probability that each unit stays.
+        weights: weight name -> distribution over its output channels; absent for weights left in float.
+        activations: tensor name -> distribution with one row, for every tensor with an activation slot.
+    """
+
+    keep: Mapping[str, Tensor]
+    weights: Mapping[str, BitDist]
+    activations: Mapping[str, BitDist]
