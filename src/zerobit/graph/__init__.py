@@ -1,0 +1,1 @@
+"""What the model is: captured program, frozen description, channel groups."""

@@ -1,0 +1,97 @@
+"""From a program to its frozen graph; slots are seen through."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from zerobit.graph.groups import find_groups
+from zerobit.graph.ir import Graph, Kind, Op, Shape
+from zerobit.graph.program import STACK, Node, Program, map_nodes, record_shapes, slot_name
+from zerobit.graph.rules import RULES, Arguments, Ref
+
+
+def describe(program: Program) -> Graph:
+    """Derive the frozen graph of a program; slots are seen through.
+
+    Shapes come from a run on zeros, so that they are true after a cut as well.
+    """
+    slots = {n.name for n in program.code.nodes if n.op == "call_module" and not is_own_op(n)}
+    shapes = {name: shape for name, shape in record_shapes(program).items() if name not in slots}
+    names = see_through(program)
+    tensors = program.tensors()
+    ops: list[Op] = []
+    for node in program.code.nodes:
+        if node.op == "call_function" and node.name in shapes:
+            ops.append(_describe_op(node, names, tensors, shapes))
+        elif is_own_op(node):
+            source = names[first_node(node)]
+            ops.append(Op(node.name, Kind.IDENTITY, (source,), "dropout", _module(node)))
+    inputs = tuple(n.name for n in program.code.nodes if n.op == "placeholder" and n.name in shapes)
+    (output,) = (n for n in program.code.nodes if n.op == "output")
+    outputs = tuple(names[n] for n in output.all_input_nodes)
+    once = {id(tensor): name for name, tensor in reversed(tensors.items())}  # a tied one by its first name
+    parameters = {name: tuple(t.shape) for name, t in tensors.items() if once[id(t)] == name}
+    return find_groups(Graph(inputs, outputs, tuple(ops), shapes, parameters))
+
+
+def _describe_op(
+    node: Node, names: Mapping[Node, str], tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape]
+) -> Op:
+    rule = RULES.get(str(node.target))
+    operands = [names[n] for n in node.all_input_nodes if n in names]
+    parameters = tuple(n for n in operands if n in tensors)
+    activations = tuple(n for n in operands if n in shapes)
+    op = Op(node.name, Kind.BARRIER, activations, _target(node), _module(node), parameters=parameters)
+    if rule is None or not activations:
+        return op
+    own_shapes = {name: tuple(tensors[name].shape) for name in parameters}
+    return rule.read(op, bind(node, names), {**shapes, **own_shapes})
+
+
+def _target(node: Node) -> str:
+    """Name of an operator; a Python function (getitem on a tuple of tensors) by its bare name."""
+    return str(getattr(node.target, "__name__", "")) if "<built-in" in str(node.target) else str(node.target)
+
+
+def _module(node: Node) -> str:
+    """Path of the user's module that a call comes from; torch marks later calls of one module with "@1"."""
+    stack = list((node.meta.get(STACK) or {}).values())
+    return str(stack[-1][0]).split("@")[0] if stack else ""
+
+
+def bind(node: Node, names: Mapping[Node, str] | None = None) -> Arguments:
+    """Arguments of an aten call by schema name; nodes become `Ref`s of their names."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    bound: dict[str, Any] = {arg.name: arg.default_value for arg in schema if arg.has_default_value()}
+    bound.update({arg.name: value for arg, value in zip(schema, node.args, strict=False)})
+    bound.update(node.kwargs)
+    return map_nodes(bound, lambda n: Ref(names.get(n, n.name) if names else n.name))
+
+
+def see_through(program: Program) -> dict[Node, str]:
+    """Node -> name of the tensor it stands for: parameters by their own name, slots by what they wrap."""
+    names: dict[Node, str] = {}
+    for node in program.code.nodes:
+        if node.op == "get_attr":
+            names[node] = str(node.target)
+        elif node.op == "call_module" and node.all_input_nodes and not is_own_op(node):
+            names[node] = names[first_node(node)]
+        elif not _is_choice(node):
+            names[node] = node.name
+    return names
+
+
+def is_own_op(node: Node) -> bool:
+    """Whether a module call is an op of the network (dropout) and not a slot."""
+    return node.op == "call_module" and str(node.target).startswith(slot_name("dropout"))
+
+
+def _is_choice(node: Node) -> bool:
+    """A slot without a tensor operand: a gate or width that is drawn, not data that flows."""
+    return node.op == "call_module" and not node.all_input_nodes
+
+
+def first_node(node: Node) -> Node:
+    """The tensor that a slot or one-input op reads."""
+    return node.all_input_nodes[0]
