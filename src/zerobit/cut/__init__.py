@@ -1,0 +1,1 @@
+"""Make a decision real: plan, then apply."""

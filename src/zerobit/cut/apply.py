@@ -1,0 +1,181 @@
+"""`apply`: make a plan real. Channels physically gone, widths fixed, an ordinary trainable module."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zerobit.errors import PlanError
+from zerobit.graph.describe import describe
+from zerobit.graph.edits import cut, insert_slot, strip_slots
+from zerobit.graph.ir import Graph
+from zerobit.graph.program import Program, assign, fetch, slot_name
+from zerobit.plan import Plan
+from zerobit.quant.placement import activation_sites
+from zerobit.quant.ranges import least_squares_step
+from zerobit.quant.slot import ActivationSlot, FixedWeightSlot
+from zerobit.search.attach import SearchNet
+
+
+class QuantNet(Program):
+    """A cut network with fixed widths; fake-quantised in float, trainable, ready to be lowered to integers.
+
+    Attributes:
+        plan: what made it.
+        graph: of the cut network.
+    """
+
+    def __init__(self, program: Program, plan: Plan) -> None:
+        super().__init__(program.code, program.tensors(), program.structure, program.example_inputs())
+        for name, module in program.named_modules():
+            if isinstance(module, nn.Dropout):
+                assign(self, name, module)
+        self.plan = plan
+        self.graph: Graph = describe(self)
+
+    def param_groups(self, lr: float = 1e-3, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """Optimizer groups: weights and quantisation ranges apart; decay on weights only.
+
+        Args:
+            lr: of all.
+            weight_decay: on weights of two or more dimensions.
+        """
+        named = list(self.named_parameters())
+        ours = [p for n, p in named if n.startswith("slots.")]
+        weights = [p for n, p in named if not n.startswith("slots.") and p.dim() > 1]
+        vectors = [p for n, p in named if not n.startswith("slots.") and p.dim() <= 1]
+        return [
+            {"name": "weights", "params": weights, "lr": lr, "weight_decay": weight_decay},
+            {"name": "vectors", "params": vectors, "lr": lr, "weight_decay": 0.0},
+            {"name": "ranges", "params": ours, "lr": lr, "weight_decay": 0.0},
+        ]
+
+    def weight_slot(self, weight: str) -> FixedWeightSlot:
+        """The quantizer of a weight."""
+        slot = fetch(self, slot_name("weights", weight))
+        assert isinstance(slot, FixedWeightSlot)
+        return slot
+
+    def activation_slot(self, name: str) -> ActivationSlot:
+        """The quantizer of an activation site."""
+        slot = fetch(self, slot_name("activations", name))
+        assert isinstance(slot, ActivationSlot)
+        return slot
+
+
+def apply(net: SearchNet | QuantNet, plan: Plan) -> QuantNet:
+    """A network with a plan made real. Pure: `net` is left as it is; on its own result it is the identity.
+
+    Args:
+        net: what the plan was decided for, or the network that this plan has already made.
+        plan: may have been edited.
+
+    Raises:
+        PlanError: the plan is of another network, or asks for a kept channel of 0 bit.
+    """
+    if isinstance(net, QuantNet):
+        if net.plan.hash != plan.hash:
+            msg = (
+                f"`net` was cut by plan {net.plan.hash} already, `plan` is {plan.hash}; "
+                "apply a new plan to the network that `attach` gave"
+            )
+            raise PlanError(msg)
+        return copy.deepcopy(net)
+    program = copy.deepcopy(net)
+    strip_slots(program)
+    return realise(program, net.graph, plan).train(net.training)
+
+
+def realise(program: Program, graph: Graph, plan: Plan) -> QuantNet:
+    """Cut a float program and fix its widths; the program is used up.
+
+    Args:
+        program: without slots.
+        graph: of it.
+        plan: what to do.
+
+    Raises:
+        PlanError: the plan is of another network, or asks for a kept channel of 0 bit.
+    """
+    _check_fits(graph, plan)
+    device = program.device
+    cut(program, graph, plan.kept)
+    small = QuantNet(program, plan)
+    for name in plan.weights:
+        insert_slot(small, name, slot_name("weights", name), _weight_slot(small.tensors()[name], plan, name))
+    for name, activation in plan.activations.items():
+        slot = ActivationSlot((activation.bits,), activation.signed)
+        with torch.no_grad():
+            slot.log_step.fill_(torch.tensor(activation.step).log())
+        for tensor in activation.tensors:
+            insert_slot(small, tensor, slot_name("activations", name), slot)
+    return small.to(device)
+
+
+def _weight_slot(w: Tensor, plan: Plan, name: str) -> FixedWeightSlot:
+    weight = plan.weights[name]
+    bits = [b for b in weight.bits if b]
+    if weight.step is not None:
+        step = torch.tensor([s for s, b in zip(weight.step, weight.bits, strict=True) if b])
+    else:
+        step = _fitted(w.detach().flatten(1), bits)
+    return FixedWeightSlot(bits, step, weight.full_range)
+
+
+def _fitted(w_CK: Tensor, bits: list[int]) -> Tensor:
+    """Steps of least squared error, each row at its width."""
+    step = torch.empty(len(bits))
+    for width in set(bits):
+        rows = [c for c, b in enumerate(bits) if b == width]
+        high = 2 ** (width - 1) - 1
+        step[rows] = least_squares_step(w_CK[rows], -high, high).float()
+    return step
+
+
+def _check_fits(graph: Graph, plan: Plan) -> None:
+    units = {g.name: g.units for g in graph.groups}
+    if dict(plan.units) != units:
+        msg = (
+            f"`plan` has groups {dict(plan.units)}, the network has {units}; "
+            "use the plan with the network it was decided for"
+        )
+        raise PlanError(msg)
+    weights = {op.weight for op in graph.weighted}
+    sites = {site.name: site.tensors for site in activation_sites(graph)}
+    given = {name: a.tensors for name, a in plan.activations.items()}
+    if set(plan.weights) != weights or given != sites:
+        odd = sorted(map(str, set(plan.weights) ^ weights)) or sorted(set(given) ^ set(sites))
+        msg = f"`plan` and the network differ in {odd}; use the plan with the network it was decided for"
+        raise PlanError(msg)
+    removable = {(m.tensor, c) for g in graph.groups for m in g.members if m.dim == 0 for c in m.index.ravel().tolist()}
+    for name, weight in plan.weights.items():
+        channels = graph.parameters[name][0]
+        if len(weight.bits) != channels:
+            msg = (
+                f"`weights.{name}.bits` has {len(weight.bits)} widths; the weight has {channels} channels; give one for "
+                "each, 0 where it is removed"
+            )
+            raise PlanError(msg)
+        fixed = [c for c, b in enumerate(weight.bits) if not b and (name, c) not in removable]
+        if fixed:
+            msg = f"`weights.{name}.bits` is 0 at channel {fixed[0]}, which can't be removed; give it 2 to 8 bits"
+            raise PlanError(msg)
+    for group in graph.groups:
+        kept = set(plan.kept[group.name])
+        if group.frozen is not None and len(kept) < group.units:
+            msg = (
+                f"`kept.{group.name}` leaves out {sorted(set(range(group.units)) - kept)}, but this group is "
+                f"fixed: {group.frozen}; keep all its units"
+            )
+            raise PlanError(msg)
+        for member in group.members:
+            if member.tensor in plan.weights and member.dim == 0:
+                bits = plan.weights[member.tensor].bits
+                wrong = [c for u in range(group.units) for c in member.index[u] if (bits[c] > 0) != (u in kept)]
+                if wrong:
+                    msg = (
+                        f"`weights.{member.tensor}.bits` is {bits[wrong[0]]} at channel {wrong[0]}; a kept channel has "
+                        "2 to 8 bits, a removed one 0; make `kept` and `bits` agree"
+                    )
+                    raise PlanError(msg)

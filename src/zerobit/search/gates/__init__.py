@@ -1,0 +1,1 @@
+"""Gates: whether a unit stays; one file per kind."""

@@ -1,0 +1,1 @@
+"""Widths: how many bits a channel has; one file per kind."""

@@ -1,0 +1,50 @@
+"""The published form: one softmax over {0, 2, 4, 8} per unit, shared by all layers of the group.
+
+Motetti et al., "Joint Pruning and Channel-wise Mixed-Precision Quantization for Efficient Deep Neural Networks",
+IEEE TC 2024. The gate is 1 - theta_0, the widths are the other thetas.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from zerobit.search.choice import AbstractChoice, Sampling, gumbel_noise, keep_at_least
+
+
+class CoupledChoice(AbstractChoice):
+    """Gate and width of a channel group in one softmax.
+
+    Args:
+        units: number of units.
+        widths: the W widths besides 0.
+        sampling: see `AbstractChoice`.
+        removable: whether the 0-bit option exists; it does not where units are frozen.
+        minimum: units that always stay.
+    """
+
+    def __init__(self, units: int, widths: Sequence[int], sampling: Sampling, *, removable: bool, minimum: int) -> None:
+        super().__init__(sampling)
+        self.widths, self.minimum, self.removable = tuple(widths), minimum, removable
+        options = torch.tensor([0, *widths] if removable else widths, dtype=torch.float32)
+        self.width = nn.Parameter((options / options.max()).repeat(units, 1))
+        start = torch.softmax(self.width.detach()[0], 0)
+        # the paper divides the weights by the share that is not zero; we scale the mixture and leave the weights alone
+        self.scale = 1.0 if sampling == "hard" or not removable else float(1 / (1 - start[0]))
+
+    def probability(self, *, noise: bool = False) -> Tensor:
+        """[units, 1 + W]; column 0 is the share of removal."""
+        logits = self.width + gumbel_noise(self.width) if noise else self.width
+        theta = torch.softmax(logits / self.temperature, 1)
+        return theta if self.removable else torch.cat([torch.zeros_like(theta[:, :1]), theta], 1)
+
+    def hard(self) -> Tensor:
+        """[units, 1 + W], one-hot; at least `minimum` units are not removed."""
+        theta = self.probability().detach()
+        kept = keep_at_least(theta.argmax(1) > 0, 1 - theta[:, 0], self.minimum)
+        best = torch.where(kept, theta[:, 1:].argmax(1) + 1, 0)
+        return nn.functional.one_hot(best, theta.shape[1])
+
+    def forward(self) -> Tensor:
+        """[units, W], the share of each precision; rows of removed units are zero."""
+        return self.sample()[:, 1:] * (self.scale if self.training else 1.0)

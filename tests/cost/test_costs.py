@@ -1,0 +1,174 @@
+"""Costs: published values, laws, gradients."""
+
+
+
+import pytest
+import torch
+from cases import CASES, ModelCase, captured, case
+from searches import attached, scramble
+from torch import Tensor
+
+from zerobit.bits import BitDist, NetBits
+from zerobit.cost import AbstractCost, Bops, Macs, Size, TableLatency, target_names
+from zerobit.cost.base import uniform, usage
+from zerobit.errors import BudgetError
+from zerobit.formats import GRID
+from zerobit.graph.capture import capture
+from zerobit.graph.describe import describe
+from zerobit.graph.folding import fold_batch_norm
+from zerobit.graph.ir import Graph
+from zerobit.zoo.models import model as zoo_model
+
+COSTS: dict[str, AbstractCost] = {
+    "size": Size(),
+    "size of 8 bit": Size(storage=(8,)),
+    "macs": Macs(),
+    "bops": Bops(),
+    **{name: TableLatency.load(name) for name in target_names()},
+}
+
+
+def _graph(name: str) -> Graph:
+    definition = zoo_model(name)
+    example = torch.zeros(1, *definition.input_shape)
+    return describe(fold_batch_norm(capture(definition.build(_CLASSES[name]).eval(), example)))
+
+
+_CLASSES = {"resnet8": 10, "dscnn": 12}
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "macs", "mpic"),
+    [
+        ("resnet8", 77_360, 12_501_632, (5_953_158, 5_435_492, 5_000_653)),
+        ("dscnn", 22_016, 2_656_768, (1_265_128, 1_155_117, 1_062_707)),
+    ],
+)
+def test_published_values(name: str, weights: int, macs: int, mpic: tuple[int, int, int]) -> None:
+    """Official cost code of Motetti et al. (IEEE TC 2024), run on the MLPerf Tiny networks without pruning, 8-bit inputs."""
+    graph = _graph(name)
+    for bits, cycles in zip((8, 4, 2), mpic, strict=True):
+        use = usage(graph, uniform(graph, bits))
+        assert Size()(use).item() == weights * bits / 8
+        assert Macs()(use).item() == macs
+        assert Bops()(use).item() == macs * bits * 8
+        assert round(TableLatency.load("mpic")(use).item()) == cycles
+
+
+def _with_unit(graph: Graph, bits: NetBits, group_index: int, unit: int, keep: bool) -> NetBits:
+    """The same widths with one unit in or out; a unit that comes in has 4 bits."""
+    group = graph.groups[group_index]
+    kept = {k: v.clone() for k, v in bits.keep.items()}
+    kept[group.name][unit] = float(keep)
+    weights = {k: d.bits.int() for k, d in bits.weights.items()}
+    for member in group.members:
+        if member.dim == 0 and member.tensor in weights:
+            weights[member.tensor][member.index[unit].tolist()] = 4 if keep else 0
+    return NetBits(kept, {k: BitDist.one_hot(w) for k, w in weights.items()}, bits.activations)
+
+
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("row", CASES, ids=lambda c: c.name)
+def test_a_channel_more_and_a_bit_more_never_cost_less(row: ModelCase, cost: str) -> None:
+    net = attached(row.name)
+    graph, price = net.graph, COSTS[cost]
+    bits = scramble(net, 1).bits(hard=True)
+    for i, group in enumerate(graph.groups):
+        if group.frozen is None:
+            without = price(usage(graph, _with_unit(graph, bits, i, 0, keep=False)))
+            assert without <= price(usage(graph, _with_unit(graph, bits, i, 0, keep=True)))
+    now = price(usage(graph, bits))
+    for weight, dist in bits.weights.items():
+        widths = dist.bits.int().tolist()
+        wider = [GRID[min(GRID.index(b) + 1, len(GRID) - 1)] if b else 0 for b in widths]
+        more = NetBits(bits.keep, {**bits.weights, weight: BitDist.one_hot(wider)}, bits.activations)
+        assert now <= price(usage(graph, more))
+    wide = {t: BitDist.one_hot([8]) for t in bits.activations}
+    narrow = {t: BitDist.one_hot([4]) for t in bits.activations}
+    few, many = (price(usage(graph, NetBits(bits.keep, bits.weights, a))) for a in (narrow, wide))
+    assert few <= many
+
+
+def _leaves(bits: NetBits) -> tuple[list[Tensor], list[str]]:
+    leaves = [*bits.keep.values(), *(d.p for d in bits.weights.values()), *(d.p for d in bits.activations.values())]
+    return leaves, [*bits.keep, *bits.weights, *bits.activations]
+
+
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("name", ["digits", "inverted_residual", "concat_branches", "grouped", "mlp"])
+def test_gradients_are_those_of_finite_differences(name: str, cost: str) -> None:
+    """Every cost is at most quadratic in keeps and linear in widths, so that central differences are exact."""
+    net = attached(name, "activations")
+    price = COSTS[cost]
+    soft = scramble(net, 2).bits()
+    keep = {k: torch.full_like(v, 0.7) for k, v in soft.keep.items()}
+    weights = {k: BitDist(torch.full_like(d.p, 1 / len(GRID)).requires_grad_()) for k, d in soft.weights.items()}
+    acts = {k: BitDist(torch.full_like(d.p, 1 / len(GRID)).requires_grad_()) for k, d in soft.activations.items()}
+    bits = NetBits({k: v.requires_grad_() for k, v in keep.items()}, weights, acts)
+    leaves, names = _leaves(bits)
+    total = price(usage(net.graph, bits))
+    grads = torch.autograd.grad(total, leaves, allow_unused=True)
+    random = torch.Generator().manual_seed(0)
+    for leaf, grad, leaf_name in zip(leaves, grads, names, strict=True):
+        direction = torch.rand(leaf.shape, generator=random, dtype=torch.float64)
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                leaf.add_(sign * 0.125 * direction)
+                values.append(float(price(usage(net.graph, bits))))
+                leaf.sub_(sign * 0.125 * direction)
+        wanted = (values[0] - values[1]) / 0.25
+        found = 0.0 if grad is None else float((grad * direction).sum())
+        assert found == pytest.approx(wanted, rel=1e-9, abs=1e-9 * float(total.detach())), leaf_name
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_pruning_a_producer_is_rewarded_for_its_readers(cost: str) -> None:
+    net = attached("mlp")
+    price = COSTS[cost]
+    bits = uniform(net.graph, 8)
+    keep = {k: v.requires_grad_() for k, v in bits.keep.items()}
+    total = price(usage(net.graph, NetBits(keep, bits.weights, bits.activations)))
+    (grad,) = torch.autograd.grad(total, [keep["fc1"]])
+    # fc2 reads 12 units with 8 rows of 8 bit: what one unit of fc1 costs there
+    per_mac = float(price(usage(net.graph, bits)).detach()) / (16 * 12 + 12 * 8 + 8 * 3)
+    torch.testing.assert_close(grad, torch.full((12,), 8 * per_mac, dtype=torch.float64))
+    less = _with_unit(net.graph, bits, 0, 0, keep=False)
+    change = float((total - price(usage(net.graph, less))).detach())
+    assert change == pytest.approx((16 + 8) * per_mac)
+
+
+def test_size_counts_what_is_stored() -> None:
+    graph = describe(captured(case("mlp"))[1])
+    weights = {op.weight or "": BitDist.one_hot([3] * graph.parameters[op.weight or ""][0]) for op in graph.weighted}
+    bits = NetBits(uniform(graph, 8).keep, weights, uniform(graph, 8).activations)
+    count = 16 * 12 + 12 * 8 + 8 * 3
+    use = usage(graph, bits)
+    assert Size()(use).item() == count * 4 / 8
+    assert Size(storage=(3, 8))(use).item() == count * 3 / 8
+    assert Size(storage=(8,))(use).item() == count
+
+
+def test_weights_of_ops_without_a_rule_count_in_float() -> None:
+    net = attached("recurrent")
+    lstm = sum(t.numel() for n, t in net.tensors().items() if n.startswith("lstm") and t.dim() > 1)
+    searched = sum(t.numel() for n, t in net.tensors().items() if n in ("conv.weight", "fc1.weight", "fc2.weight"))
+    assert Size()(usage(net.graph, uniform(net.graph, 8))).item() == searched + 4 * lstm
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_every_target_file_loads(name: str) -> None:
+    target = TableLatency.load(name)
+    assert target.source
+    assert target.weight_bits
+    assert set(target.weight_bits) <= set(GRID)
+    table = target.cycles_per_mac()
+    assert table.shape == (len(GRID), len(GRID))
+    assert (table[1:, 1:] > 0).all()
+    assert not table[0].any()
+    assert not table[:, 0].any()
+
+
+def test_an_unknown_target_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(BudgetError, match="`target` is 'toaster'.*mpic"):
+        TableLatency.load("toaster")

@@ -1,0 +1,198 @@
+"""`Budget` and `Strength`: what can be written, what they charge, and how the multiplier moves."""
+
+import copy
+import math
+
+import pytest
+import torch
+from searches import attached, scramble
+
+from zerobit.cost import AbstractCost, Bops, Macs, Size, TableLatency
+from zerobit.cost.base import usage
+from zerobit.cost.price import AbstractPrice, Budget, Strength, parse_limit, reference_cost
+from zerobit.errors import BudgetError
+
+MPIC = TableLatency.load("mpic")
+
+
+@pytest.mark.parametrize(
+    ("cost", "limit", "amount", "share"),
+    [
+        (Size(), "25%", 0.25, True),
+        (Size(), " 12.5 % ", 0.125, True),
+        (Size(), "250%", 2.5, True),
+        (Size(), "64kB", 64_000, False),
+        (Size(), "64 kB", 64_000, False),
+        (Size(), "64KB", 64_000, False),
+        (Size(), "64KiB", 65_536, False),
+        (Size(), "1.5 MB", 1_500_000, False),
+        (Size(), "1MiB", 2**20, False),
+        (Size(), "800B", 800, False),
+        (Size(), "800", 800, False),
+        (Size(), 800, 800, False),
+        (Size(), 1e20, 1e20, False),
+        (Size(), "6.4e4", 64_000, False),
+        (Macs(), "5M", 5_000_000, False),
+        (Macs(), "5 MMAC", 5_000_000, False),
+        (Macs(), "500 MAC", 500, False),
+        (Macs(), "500macs", 500, False),
+        (Macs(), "5kMACs", 5_000, False),
+        (Bops(), "2 GBOPs", 2e9, False),
+        (MPIC, "5M", 5_000_000, False),
+        (MPIC, "5 Mcycles", 5_000_000, False),
+        (MPIC, "300 cycles", 300, False),
+        (MPIC, "1 cycle", 1, False),
+    ],
+)
+def test_limits_that_can_be_written(cost: AbstractCost, limit: str | float, amount: float, share: bool) -> None:
+    found = parse_limit(cost, limit)
+    assert found == (pytest.approx(amount, rel=1e-12), share)
+
+
+@pytest.mark.parametrize(
+    ("cost", "limit"),
+    [
+        (Size(), ""),
+        (Size(), "%"),
+        (Size(), "kB"),
+        (Size(), "many"),
+        (Size(), "0"),
+        (Size(), "0%"),
+        (Size(), "-5kB"),
+        (Size(), -5),
+        (Size(), math.nan),
+        (Size(), math.inf),
+        (Size(), "1e999"),
+        (Size(), "1.2.3kB"),
+        (Size(), "."),
+        (Size(), "25%%"),
+        (Size(), "25kB%"),
+        (Size(), "5 MAC"),
+        (Size(), "5 TB"),
+        (Macs(), "64kB"),
+        (MPIC, "64kB"),
+        (Size(), "64kB 3"),
+    ],
+)
+def test_limits_that_cannot_be_read(cost: AbstractCost, limit: str | float) -> None:
+    with pytest.raises(BudgetError, match="`budget` for .*allowed are"):
+        Budget(cost, limit)
+
+
+@pytest.mark.parametrize("strength", [-1.0, math.nan])
+def test_a_strength_is_a_number_from_zero(strength: float) -> None:
+    with pytest.raises(BudgetError, match="`strength`"):
+        Strength(Size(), strength)
+
+
+@pytest.mark.parametrize("cost", [Size(), Macs(), Bops(), MPIC], ids=lambda c: c.name)
+def test_strength_charges_the_same_on_every_cost(cost: AbstractCost) -> None:
+    net = attached("digits", "no_pruning")
+    assert float(Strength(cost, 0.5)(net).detach()) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("cost", [Size(), Macs(), Bops(), MPIC], ids=lambda c: c.name)
+def test_a_share_is_of_the_network_at_8_bit(cost: AbstractCost) -> None:
+    net = attached("digits")
+    full = reference_cost(net.graph, cost)
+    assert Budget(cost, "25%").limit(net.graph) == pytest.approx(full / 4)
+    assert Budget(cost, 123).limit(net.graph) == 123
+    if cost.name == "size":
+        assert full == 19_408
+
+
+def _prices() -> list[AbstractPrice]:
+    return [Budget(Size(), "25%"), Budget(MPIC, "50%"), Strength(Bops(), 0.3)]
+
+
+@pytest.mark.parametrize("price", _prices(), ids=lambda p: p.describe())
+@pytest.mark.parametrize("method", ["default", "softmax", "gumbel"])
+def test_a_price_is_pure(price: AbstractPrice, method: str) -> None:
+    price, net = copy.deepcopy(price), attached("digits", method).train()
+    price.update(net)
+    state, torch_state, tensors = price.state_dict(), torch.get_rng_state(), copy.deepcopy(net.state_dict())
+    values = {float(price(net).detach()) for _ in range(3)}
+    assert len(values) == 1
+    assert price.state_dict() == state
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert all(torch.equal(t, tensors[n]) for n, t in net.state_dict().items())
+
+
+@pytest.mark.parametrize("price", _prices(), ids=lambda p: p.describe())
+def test_a_price_pulls_the_cost_down(price: AbstractPrice) -> None:
+    net, price = attached("digits", "softmax").train(), copy.deepcopy(price)
+    net.advance(1.0)
+    price.update(net)
+    choices = [p for n, p in net.named_parameters() if n.endswith(("gate", "width"))]
+    before = float(price.cost(usage(net.graph, net.bits())).detach())
+    grads = torch.autograd.grad(price(net), choices)
+    with torch.no_grad():
+        for parameter, grad in zip(choices, grads, strict=True):
+            parameter -= 1e-3 * grad / grad.norm().clamp_min(1e-12)
+    assert float(price.cost(usage(net.graph, net.bits())).detach()) < before
+
+
+def test_multiplier_rises_while_the_limit_is_broken_and_falls_otherwise() -> None:
+    net = attached("digits", "softmax")
+    net.advance(1.0)
+    budget = Budget(Size(), "10%")
+    path = []
+    for _ in range(5):
+        budget.update(net)
+        path.append(budget.state_dict()["multiplier"])
+    assert all(b > a for a, b in zip([0.0, *path], path, strict=False))
+    with torch.no_grad():  # all gates shut: far below the limit
+        for name, parameter in net.named_parameters():
+            if name.endswith("gate"):
+                parameter.fill_(-9.0)
+    assert float(budget.violation(net).detach()) < 0
+    falling = []
+    for _ in range(200):
+        budget.update(net)
+        falling.append(budget.state_dict()["multiplier"])
+    assert falling[0] < path[-1]
+    assert falling[-1] == 0.0
+    assert all(b <= a for a, b in zip(falling, falling[1:], strict=False))
+    assert float(budget(net).detach()) == 0.0, "a limit that is kept costs nothing"
+
+
+def test_limit_falls_from_the_start_to_the_budget() -> None:
+    net = attached("digits")
+    budget = Budget(Size(), "10%")
+    budget.update(net)
+    start = float(Size()(usage(net.graph, net.bits())).detach())
+    path = []
+    for progress in (0.0, 0.25, 0.5, 0.75, 1.0):
+        net.advance(progress)
+        path.append(budget.current_limit(net))
+    assert path[0] == pytest.approx(start)
+    assert path == sorted(path, reverse=True)
+    assert path[-1] == pytest.approx(budget.limit(net.graph))
+    assert float(budget(net).detach()) > 0
+
+
+def test_state_is_taken_up() -> None:
+    net = scramble(attached("digits"), 1)
+    first, second = Budget(Size(), "10%"), Budget(Size(), "10%")
+    for _ in range(3):
+        first.update(net)
+    second.load_state_dict(first.state_dict())
+    assert float(first(net).detach()) == float(second(net).detach())
+    first.update(net)
+    second.update(net)
+    assert first.state_dict() == second.state_dict()
+
+
+def test_the_methods_penalty_is_part_of_every_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = attached("mlp")
+    without = [float(p(net).detach()) for p in _prices()]
+    monkeypatch.setattr(net, "penalty", lambda: torch.tensor(7.0, dtype=torch.float64))
+    assert [float(p(net).detach()) for p in _prices()] == [pytest.approx(v + 7, rel=1e-6) for v in without]
+
+
+def test_prices_of_other_settings_are_told_apart() -> None:
+    texts = [
+        p.describe()
+        for p in (Budget(Size(), "25%"), Budget(Size(), "26%"), Budget(Bops(), "25%"), Strength(Size(), 0.25))
+    ]
+    assert len(set(texts)) == 4

@@ -1,0 +1,54 @@
+"""Steps found from data."""
+
+import pytest
+import torch
+
+from zerobit.quant.ranges import least_squares_step, min_max_step
+
+
+def _error(x: torch.Tensor, step: torch.Tensor, low: int, high: int) -> torch.Tensor:
+    s = step[:, None]
+    return (s * torch.clamp(torch.round(x / s), low, high) - x).square().sum(1)
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+@pytest.mark.parametrize(("low", "high"), [(-1, 1), (-3, 3), (-7, 7), (-127, 127), (0, 255), (0, 3)])
+def test_least_squares_is_never_worse_than_the_largest_magnitude(low: int, high: int, heavy: bool) -> None:
+    x = torch.randn(16, 200, generator=torch.Generator().manual_seed(0))
+    x = x**3 if heavy else x
+    x = x.abs() if low == 0 else x
+    found = _error(x, least_squares_step(x, low, high), low, high)
+    scaled = _error(x, x.abs().amax(1) / high, low, high)
+    assert (found <= scaled * (1 + 1e-4)).all()  # both try the largest magnitude, up to its rounding
+    if high < 8 and not heavy:
+        assert (found < scaled).all()
+        assert found.sum() < 0.9 * scaled.sum()
+
+
+def test_a_row_of_zeros_gets_a_positive_step() -> None:
+    x = torch.zeros(2, 8)
+    x[1, 0] = 1.0
+    for step in (least_squares_step(x, -7, 7), min_max_step(x, 4)):
+        assert (step > 0).all()
+        assert step.isfinite().all()
+
+
+def test_rows_do_not_see_each_other() -> None:
+    x = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)) * torch.tensor([[1e-6], [1], [10], [1e4], [3]])
+    together = least_squares_step(x, -1, 1)
+    assert torch.equal(together, torch.cat([least_squares_step(row[None], -1, 1) for row in x]))
+
+
+def test_min_max_step_is_the_published_one() -> None:
+    """Motetti et al., IEEE TC 2024, official code: 2 m / (2^b - 1)."""
+    x = torch.tensor([[0.5, -3.0], [1.0, 0.0]])
+    torch.testing.assert_close(min_max_step(x, 2), torch.tensor([2.0, 2 / 3]), rtol=2e-5, atol=0)
+    torch.testing.assert_close(min_max_step(x, 8), torch.tensor([6.0, 2.0]) / 255, rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_largest_weight_does_not_depend_on_how_a_step_is_stored(bits: int) -> None:
+    x = torch.randn(200, 1, generator=torch.Generator().manual_seed(0)).abs().neg() * 10
+    step = min_max_step(x, bits)
+    for stored in (step, step.log().exp(), step.double().log().float().exp()):
+        assert torch.equal(torch.round(x[:, 0] / stored), torch.full((200,), -(2.0 ** (bits - 1))))
