@@ -1,0 +1,69 @@
+"""zerobit: joint channel pruning and mixed-precision quantization, down to a proven integer network.
+
+Names are imported on first use, so that `import zerobit` stays light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zerobit import cost as cost
+    from zerobit import export as export
+    from zerobit.api import Normalisation, Result, compress
+    from zerobit.cost.price import Budget, Strength
+    from zerobit.cut.apply import QuantNet, apply
+    from zerobit.cut.decide import decide
+    from zerobit.cut.store import load, save
+    from zerobit.errors import ZerobitError
+    from zerobit.plan import Plan
+    from zerobit.search.attach import SearchNet, attach, calibrate
+    from zerobit.search.method import ChannelSoftmax
+
+_HOME = {
+    "Budget": "zerobit.cost.price",
+    "ChannelSoftmax": "zerobit.search.method",
+    "Normalisation": "zerobit.api",
+    "Plan": "zerobit.plan",
+    "QuantNet": "zerobit.cut.apply",
+    "Result": "zerobit.api",
+    "SearchNet": "zerobit.search.attach",
+    "Strength": "zerobit.cost.price",
+    "ZerobitError": "zerobit.errors",
+    "apply": "zerobit.cut.apply",
+    "attach": "zerobit.search.attach",
+    "calibrate": "zerobit.search.attach",
+    "compress": "zerobit.api",
+    "decide": "zerobit.cut.decide",
+    "load": "zerobit.cut.store",
+    "save": "zerobit.cut.store",
+}
+
+__all__ = [
+    "Budget",
+    "ChannelSoftmax",
+    "Normalisation",
+    "Plan",
+    "QuantNet",
+    "Result",
+    "SearchNet",
+    "Strength",
+    "ZerobitError",
+    "apply",
+    "attach",
+    "calibrate",
+    "compress",
+    "cost",
+    "decide",
+    "export",
+    "load",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("cost", "export"):
+        return import_module(f"zerobit.{name}")
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    msg = f"module 'zerobit' has no attribute {name!r}"
+    raise AttributeError(msg)

@@ -1,0 +1,407 @@
+"""`compress`: a trained network in, a pruned mixed-precision integer network out, in one call."""
+
+import copy
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from zerobit.cost import Bops, Macs, Size, TableLatency, target_names
+from zerobit.cost.base import AbstractCost, uniform, usage
+from zerobit.cost.price import AbstractPrice, Budget, Strength
+from zerobit.cut.apply import QuantNet, apply
+from zerobit.cut.decide import check_budget, decide
+from zerobit.cut.store import save
+from zerobit.errors import BudgetError, TrainingError
+from zerobit.export import onnx as export_onnx
+from zerobit.export.verify import Comparison, verify_onnx
+from zerobit.graph.ir import Graph
+from zerobit.integer.lower import lower
+from zerobit.plan import Plan
+from zerobit.report import Stage, html_page, layer_rows, write_text
+from zerobit.search.attach import SearchNet, attach, calibrate
+from zerobit.search.method import AbstractMethod, ChannelSoftmax
+from zerobit.train.loop import Hardware
+from zerobit.train.objective import Batch, Objective, accuracy, evaluate, split_batch
+from zerobit.train.phases import Data, Recipe, finetune, search
+
+#: Batches that activation ranges are calibrated on before a search.
+_CALIBRATION_BATCHES = 4
+#: Samples kept for `Result.verify`.
+_VERIFY_SAMPLES = 256
+
+
+def named_cost(name: str) -> AbstractCost:
+    """The cost that a budget names: "size", "macs", "bops", or a device with a table.
+
+    Raises:
+        BudgetError: there is none of that name.
+    """
+    formulas: dict[str, AbstractCost] = {"size": Size(), "macs": Macs(), "bops": Bops()}
+    if name in formulas:
+        return formulas[name]
+    if name in target_names():
+        return TableLatency.load(name)
+    msg = f"`budget` names the cost {name!r}; allowed are {(*formulas, *target_names())}; choose one of these"
+    raise BudgetError(msg)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Per-channel mean and standard deviation that the data was normalised with; goes into exported files.
+
+    Attributes:
+        mean: of each channel.
+        std: of each channel.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A compressed network and how it came about.
+
+    Attributes:
+        net: fine-tuned, fixed widths; an ordinary module.
+        plan: what was decided.
+        graph: of the uncut network, which the plan refers to.
+        stages: metric and cost of the float, searched and fine-tuned network.
+        normalisation: of the data, or None.
+        samples: normalised inputs by name that `verify` uses.
+        facts: settings, for the report.
+    """
+
+    net: QuantNet
+    plan: Plan
+    graph: Graph
+    stages: tuple[Stage, ...]
+    normalisation: Normalisation | None
+    samples: Mapping[str, Tensor] = field(repr=False)
+    facts: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def report(self, path: str | Path) -> Path:
+        """Write one HTML page with accuracy, layers and settings."""
+        rows = layer_rows(self.graph, self.plan)
+        return write_text(path, html_page("Compressed network", self.stages, rows, self.facts))
+
+    def save(self, path: str | Path) -> Path:
+        """Write weights and plan as one safetensors file; `zerobit.load` reads it."""
+        return save(self.net, path)
+
+    def export(self, path: str | Path, **options: Any) -> Path:
+        """Write an ONNX file; with a normalisation it takes raw inputs. Options as in `zerobit.export.onnx`."""
+        return export_onnx(self.net, path, **self._normalised(), **options)
+
+    def verify(self, path: str | Path | None = None) -> list[Comparison]:
+        """Compare an exported file with the integer reference, value by value.
+
+        Args:
+            path: a file that `export` wrote; a temporary one if None.
+        """
+        import tempfile
+
+        graph = lower(self.net, **self._normalised())
+        samples = {name: self._raw(x).numpy() for name, x in self.samples.items()}
+        if path is not None:
+            return verify_onnx(graph, Path(path), samples)
+        with tempfile.TemporaryDirectory() as folder:
+            return verify_onnx(graph, self.export(Path(folder) / "model.onnx"), samples)
+
+    def _normalised(self) -> dict[str, Any]:
+        n = self.normalisation
+        return {} if n is None else {"mean": n.mean, "std": n.std}
+
+    def _raw(self, x: Tensor) -> Tensor:
+        if self.normalisation is None:
+            return x
+        shape = (1, -1, *(1,) * (x.dim() - 2))
+        return x * torch.tensor(self.normalisation.std).reshape(shape) + torch.tensor(self.normalisation.mean).reshape(
+            shape
+        )
+
+
+def compress(
+    model: nn.Module,
+    train_loader: Iterable[Batch],
+    val_loader: Iterable[Batch],
+    *,
+    budget: Mapping[str, str | float] | str | float | None = None,
+    strength: tuple[str, float] | None = None,
+    max_drop: float | None = None,
+    method: AbstractMethod | None = None,
+    loss: Callable[[Any, Any], Tensor] = nn.functional.cross_entropy,
+    metric: Callable[[Any, Any], Any] = accuracy,
+    batch_format: Callable[[Batch], tuple[tuple[Any, ...], Mapping[str, Any], Any]] = split_batch,
+    epochs: int | tuple[int, int] = (8, 4),
+    lr: float = 1e-3,
+    choice_lr: float = 1e-2,
+    distillation: float = 0.5,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "32-true",
+    normalisation: Normalisation | None = None,
+    test_loader: Iterable[Batch] | None = None,
+    run: str | Path | None = None,
+    progress: bool = True,
+) -> Result:
+    """Prune and quantise a trained network under a budget. The model given is never changed.
+
+    Args:
+        model: trained, in float.
+        train_loader: batches with `len`; (inputs..., target) or a dict, or whatever `batch_format` splits.
+        val_loader: for choosing; never trained on.
+        budget: {"size": "64kB"}, {"bops": "25%"}, ... of the network with all weights at 8 bit; a bare value is a size.
+        strength: (cost, strength) instead of a budget.
+        max_drop: points of the metric (0.01 = one point) that may be lost; the smallest network that keeps this on
+            validation data is returned. Instead of a budget.
+        method: how bits are chosen; if None, `ChannelSoftmax()` with its widths started near the budget.
+        loss: (output, target) -> scalar.
+        metric: (output, target) -> mean over the batch, larger is better.
+        batch_format: batch -> (positional inputs, named inputs, target).
+        epochs: (search, fine-tuning), or their sum, of which two thirds are search.
+        lr: of weights and ranges.
+        choice_lr: of gates and widths.
+        distillation: share of the loss taken from the float network's outputs.
+        seed: of every random draw.
+        device: "auto", "cpu", "cuda", "mps".
+        precision: as Lightning Fabric's.
+        normalisation: of the data; put into exported files.
+        test_loader: for the last figures only.
+        run: folder for checkpoints; a killed run resumes from it.
+        progress: whether to show progress.
+
+    Raises:
+        BudgetError: no budget, or one that can't be read or met; names the smallest reachable value.
+        CaptureError: the model can't be captured.
+        TrainingError: a loss that is not finite, an empty loader, batches of another form.
+    """
+    objective = Objective(loss, metric, batch_format, distillation)
+    job = _Job(
+        data=Data(train_loader, val_loader),
+        test=test_loader,
+        objective=objective,
+        recipe=replace(_recipe(epochs), lr=lr, choice_lr=choice_lr),
+        hardware=Hardware(device, precision, seed, progress),
+        run=None if run is None else Path(run),
+        console=Console(quiet=not progress),
+    )
+    price = make_price(budget, strength, max_drop)
+    torch.manual_seed(seed)
+    teacher = copy.deepcopy(model).eval()
+    net, examples = _prepare(teacher, job, method, price)
+    _announce(net.graph, price, job.console)
+    if isinstance(price, Budget) and max_drop is None:
+        check_budget(net, price)
+    float_stage = job.stage("float", teacher, net.graph, None)
+    search(
+        net, price, teacher, job.data, objective, job.recipe, job.hardware,
+        checkpoint=job.file("search.ckpt"), console=job.console,
+    )  # fmt: skip
+    if max_drop is not None:
+        plan, small, stages = _smallest_within(net, teacher, job, max_drop, float_stage)
+    else:
+        plan, small, stages = _finish(net, price, teacher, job)
+    facts = {
+        "budget": price.describe(),
+        "method": repr(net.method),
+        "recipe": repr(job.recipe),
+        "seed": str(seed),
+    }
+    return Result(small.cpu(), plan, net.graph, (float_stage, *stages), normalisation, examples, facts)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all phases of one compression share."""
+
+    data: Data
+    test: Iterable[Batch] | None
+    objective: Objective
+    recipe: Recipe
+    hardware: Hardware
+    run: Path | None
+    console: Console
+
+    def file(self, name: str) -> Path | None:
+        return None if self.run is None else self.run / name
+
+    def stage(self, name: str, net: nn.Module, graph: Graph, plan: Plan | None) -> Stage:
+        """Metrics and cost of a network; the float one (no plan) counts 32 bits per weight."""
+        val = evaluate(net, self.data.val, self.objective)
+        test = None if self.test is None else evaluate(net, self.test, self.objective)
+        use = usage(graph, uniform(graph, 8) if plan is None else plan.net_bits())
+        size = float(Size()(use)) * (4 if plan is None else 1)
+        return Stage(name, val, test, size, float(Macs()(use)))
+
+
+def _recipe(epochs: int | tuple[int, int]) -> Recipe:
+    pair = epochs if isinstance(epochs, tuple) else (epochs - epochs // 3, epochs // 3)
+    if min(pair) < 0 or sum(pair) < 1:
+        msg = f"`epochs` is {epochs}; allowed is at least 1 in all, none negative; choose more"
+        raise TrainingError(msg)
+    return Recipe(search_epochs=pair[0], finetune_epochs=pair[1])
+
+
+def make_price(
+    budget: Mapping[str, str | float] | str | float | None,
+    strength: tuple[str, float] | None,
+    max_drop: float | None,
+) -> AbstractPrice:
+    """The price that `compress` trains against; exactly one argument is to be given.
+
+    Raises:
+        BudgetError: none or several are given, or one can't be read.
+    """
+    given = [x is not None for x in (budget, strength, max_drop)]
+    if sum(given) != 1:
+        msg = (
+            f"`budget`, `strength`, `max_drop` are {budget!r}, {strength!r}, {max_drop!r}; exactly one must be given, "
+            "for example budget={'size': '25%'}"
+        )
+        raise BudgetError(msg)
+    if strength is not None:
+        return Strength(named_cost(strength[0]), strength[1])
+    if max_drop is not None:
+        if not max_drop > 0:
+            msg = f"`max_drop` is {max_drop}; allowed are positive numbers, 0.01 is one point; choose one"
+            raise BudgetError(msg)
+        return Budget(Size(), _MAX_DROP_SEARCH)
+    assert budget is not None
+    entries = dict(budget) if isinstance(budget, Mapping) else {"size": budget}
+    if len(entries) != 1:
+        msg = f"`budget` is {entries}; exactly one cost can be limited; give one, such as {{'size': '25%'}}"
+        raise BudgetError(msg)
+    ((name, limit),) = entries.items()
+    return Budget(named_cost(name), limit)
+
+
+def _prepare(
+    model: nn.Module, job: _Job, method: AbstractMethod | None, price: AbstractPrice
+) -> tuple[SearchNet, Mapping[str, Tensor]]:
+    """The search network, calibrated on training batches, and validation samples for `verify`."""
+    cpu = torch.device("cpu")
+    model.to(cpu)
+    batches = [job.objective.read(b, cpu)[:2] for b in itertools.islice(job.data.train, _CALIBRATION_BATCHES)]
+    if not batches:
+        msg = "`train_loader` gave no batch; it must give at least one; check its length"
+        raise TrainingError(msg)
+    args, kwargs = batches[0]
+    net = attach(model, args, method or ChannelSoftmax(), kwargs)
+    calibrate(net, batches)
+    if method is None and isinstance(price, Budget):
+        _start_near(net, price)
+    held = [job.objective.read(b, cpu)[:2] for b in itertools.islice(job.data.val, 4)]
+    flat = [net.flatten_inputs(a, k) for a, k in held]
+    samples = {
+        name: torch.cat([row[i] for row in flat])[:_VERIFY_SAMPLES].contiguous()
+        for i, name in enumerate(net.graph.inputs)
+    }
+    device = job.hardware.fabric().device
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net, samples
+
+
+def _start_near(net: SearchNet, budget: Budget) -> None:
+    """Start from the widest uniform network that keeps the budget, or from the narrowest."""
+    costs = {b: float(budget.cost(usage(net.graph, uniform(net.graph, b)))) for b in net.method.widths}
+    within = [b for b, cost in costs.items() if cost <= budget.limit(net.graph) * (1 + 1e-9)]
+    net.start_at(max(within, default=min(net.method.widths)))
+
+
+def _announce(graph: Graph, price: AbstractPrice, console: Console) -> None:
+    """Say what the budget is and what uniform networks cost."""
+    costs = {b: float(price.cost(usage(graph, uniform(graph, b)))) for b in (8, 4, 2)}
+    text = ", ".join(f"{b} bit {value:,.0f}" for b, value in costs.items())
+    limit = f" budget {price.limit(graph):,.0f} {price.cost.unit};" if isinstance(price, Budget) else ""
+    console.print(f"{price.cost.name}:{limit} uniform networks: {text} {price.cost.unit}", highlight=False)
+
+
+def _finish(
+    net: SearchNet, price: AbstractPrice, teacher: nn.Module, job: _Job, name: str = "finetune.ckpt"
+) -> tuple[Plan, QuantNet, tuple[Stage, ...]]:
+    """Decide, cut, fine-tune."""
+    plan = decide(net, price)
+    small = apply(net, plan)
+    searched = job.stage("searched", small, net.graph, plan)
+    finetune(
+        small, teacher, job.data, job.objective, job.recipe, job.hardware,
+        checkpoint=job.file(name), console=job.console,
+    )  # fmt: skip
+    return plan, small, (searched, job.stage("fine-tuned", small, net.graph, plan))
+
+
+#: Budget that preferences are learned at when the drop is limited, and the shares tried from it.
+_MAX_DROP_SEARCH = "25%"
+_MAX_DROP_ROUNDS = 5
+_MAX_DROP_RANGE = (0.03, 1.0)
+
+
+def _smallest_within(
+    net: SearchNet, teacher: nn.Module, job: _Job, max_drop: float, reference: Stage
+) -> tuple[Plan, QuantNet, tuple[Stage, ...]]:
+    """Bisect the size, on a logarithmic scale, for the smallest network within the drop on validation data.
+
+    The preferences of one search are projected to each size; only fine-tuning is repeated.
+
+    Raises:
+        BudgetError: no size tried keeps the drop; names the best.
+    """
+    low, high = _MAX_DROP_RANGE
+    best: tuple[Plan, QuantNet, tuple[Stage, ...]] | None = None
+    least = float("inf")
+    share = 0.25
+    for round_ in range(_MAX_DROP_ROUNDS):
+        price = Budget(Size(), f"{100 * share:.4g}%")
+        if not _is_reachable(net, price):
+            low, share = share, float(np.sqrt(share * high))
+            continue
+        found = _finish(net, price, teacher, job, f"finetune-{round_}.ckpt")
+        drop = (reference.val or 0.0) - (found[2][-1].val or 0.0)
+        least = min(least, drop)
+        job.console.print(f"size {100 * share:.3g} %: {100 * drop:.2f} points lost", highlight=False)
+        if drop <= max_drop:
+            best, high = found, share
+        else:
+            low = share
+        share = float(np.sqrt(low * high))
+    if best is None:
+        msg = (
+            f"`max_drop` is {max_drop}; the smallest drop reached is {least:.4f}; allow that, or train for more epochs"
+        )
+        raise BudgetError(msg)
+    return best
+
+
+def _is_reachable(net: SearchNet, budget: Budget) -> bool:
+    try:
+        check_budget(net, budget)
+    except BudgetError:
+        return False
+    return True
+
+
+def parse_budgets(entries: Sequence[str]) -> dict[str, str]:
+    """{"size": "25%"} from "size=25%" entries.
+
+    Raises:
+        BudgetError: an entry without "=".
+    """
+    result = {}
+    for entry in entries:
+        name, equals, limit = entry.partition("=")
+        if not (name and equals and limit):
+            msg = f"`budget` is {entry!r}; allowed is COST=LIMIT, such as size=25% or size=64kB; write that"
+            raise BudgetError(msg)
+        if name.strip() in result:
+            msg = f"`budget` limits {name.strip()!r} twice; once is allowed; leave one out"
+            raise BudgetError(msg)
+        result[name.strip()] = limit.strip()
+    return result

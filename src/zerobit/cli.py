@@ -1,0 +1,228 @@
+"""The command line. Each command says what it did, where the files are, and shows a table."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from zerobit.errors import ZerobitError
+
+app = typer.Typer(
+    name="zerobit",
+    help="Prune trained PyTorch networks and quantise them to mixed precision, down to a proven integer network.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+Task = Annotated[str, typer.Option(help="digits, cifar10 or npz")]
+Data = Annotated[Path | None, typer.Option(help="folder or file with the task's data; digits needs none")]
+Model = Annotated[
+    str | None, typer.Option(help="network of the zoo: digits, resnet8, dscnn; the task's own if left out")
+]
+Out = Annotated[Path, typer.Option(help="run folder to write; a killed run resumes from it")]
+Seed = Annotated[int, typer.Option(help="of every random draw")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
+Batch = Annotated[int, typer.Option(help="samples per step")]
+Download = Annotated[bool, typer.Option("--download", help="fetch the data if it is not there (cifar10)")]
+RunFolder = Annotated[Path, typer.Argument(help="run folder that `zerobit search` wrote")]
+
+
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """User mistakes end with one message and exit code 2, without a traceback."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ZerobitError, ValueError, FileNotFoundError, ImportError) as error:
+            errors.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+
+    return run
+
+
+@app.command()
+@_guarded
+def demo(
+    out: Out = Path("zerobit-demo"),
+    seed: Seed = 0,
+) -> None:
+    """Train a small network on real digits, compress it to a quarter of its 8-bit size, export and verify it."""
+    from zerobit.workflows import Settings, compress_task, train_task
+
+    settings = Settings(task="digits", out=out, seed=seed, batch=32, device="cpu", command=_command())
+    console.print("1. Train the float network on scikit-learn's handwritten digits.")
+    train_task(settings, epochs=15, console=console)
+    console.print("2. Search widths 0 (removed), 2, 4 and 8 bit per channel under size=25%, cut, fine-tune.")
+    compress_task(settings, budget=["size=25%"], epochs=(20, 10), console=console)
+    console.print(
+        "3. Run the exported file in ONNX Runtime on every test image and compare with the integer reference."
+    )
+    _verify(out, None)
+
+
+@app.command()
+@_guarded
+def train(
+    task: Task = "digits",
+    data: Data = None,
+    model: Model = None,
+    out: Out = Path("float-run"),
+    epochs: Annotated[int, typer.Option(help="passes over the training data")] = 40,
+    lr: Annotated[float, typer.Option(help="peak learning rate of the cycle")] = 0.2,
+    batch: Batch = 128,
+    seed: Seed = 0,
+    device: Device = "auto",
+    download: Download = False,
+) -> None:
+    """Train a float network of the zoo."""
+    from zerobit.workflows import Settings, train_task
+
+    settings = Settings(
+        task=task, out=out, data=data, model=model, seed=seed, batch=batch, device=device, download=download,
+        command=_command(),
+    )  # fmt: skip
+    train_task(settings, epochs=epochs, lr=lr, console=console)
+
+
+@app.command()
+@_guarded
+def search(
+    task: Task = "digits",
+    data: Data = None,
+    model: Model = None,
+    budget: Annotated[list[str] | None, typer.Option(help="COST=LIMIT, such as size=25% or size=64kB")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="points lost at most; finds the smallest network")] = None,
+    strength: Annotated[str | None, typer.Option(help="COST=STRENGTH instead of a budget, such as size=0.5")] = None,
+    out: Out = Path("run"),
+    float_: Annotated[
+        Path | None,
+        typer.Option("--float", help="float network from `zerobit train`; trained in the run if left out"),
+    ] = None,
+    float_epochs: Annotated[int, typer.Option(help="epochs of that training")] = 40,
+    method: Annotated[str, typer.Option(help="softmax")] = "softmax",
+    shared: Annotated[bool, typer.Option("--shared", help="the published coupled form")] = False,
+    sampling: Annotated[str, typer.Option(help="hard, softmax or gumbel")] = "hard",
+    epochs: Annotated[tuple[int, int], typer.Option(help="of search and of fine-tuning")] = (8, 4),
+    lr: Annotated[float, typer.Option(help="of weights and ranges")] = 1e-3,
+    distillation: Annotated[float, typer.Option(help="share of the loss from the float network")] = 0.5,
+    batch: Batch = 128,
+    seed: Seed = 0,
+    device: Device = "auto",
+    download: Download = False,
+) -> None:
+    """Compress a network of the zoo: search, cut, fine-tune, export."""
+    from zerobit.workflows import Settings, compress_task, make_method
+
+    settings = Settings(
+        task=task, out=out, data=data, model=model, seed=seed, batch=batch, device=device, download=download,
+        command=_command(),
+    )  # fmt: skip
+    compress_task(
+        settings,
+        budget=budget,
+        max_drop=None if max_drop is None else max_drop / 100,
+        strength=strength,
+        float_path=float_,
+        float_epochs=float_epochs,
+        method=make_method(method, shared=shared, sampling=sampling),
+        epochs=epochs,
+        lr=lr,
+        distillation=distillation,
+        console=console,
+    )
+
+
+@app.command()
+@_guarded
+def inspect(
+    target: Annotated[str, typer.Argument(help="MODULE:FACTORY, a function that returns a model")],
+    input_: Annotated[str, typer.Option("--input", help="shape of an input with its batch, such as 1,3,32,32")],
+    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+) -> None:
+    """Show what zerobit makes of a model: layers, channel groups, what can be removed and what can't, and why."""
+    from zerobit.workflows import inspect_model
+
+    found = inspect_model(target, input_)
+    if as_json:
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        return
+    console.print(_rows_table("Layers", found["layers"]))
+    console.print(_rows_table("Channel groups", found["groups"]))
+    if found["barriers"]:
+        console.print(_rows_table("Ops without a rule: kept in float, never cut through", found["barriers"]))
+    console.print(
+        f"{found['weights']:,} weights, {found['searched_share']:.1%} of them searched; {found['macs']:,} MACs"
+    )
+
+
+@app.command("export")
+@_guarded
+def export_(
+    run: RunFolder,
+    format_: Annotated[str, typer.Option("--format", help="onnx")] = "onnx",
+    container: Annotated[str, typer.Option(help="packcast (2, 4, 8 bit packed) or int8")] = "packcast",
+    out: Annotated[Path | None, typer.Option(help="file to write; RUN/model.onnx if left out")] = None,
+) -> None:
+    """Write a run's network as a file that runs elsewhere."""
+    from zerobit.workflows import export_run
+
+    path = export_run(run, format_, container, out)
+    console.print(f"wrote {path}: {path.stat().st_size:,} bytes", highlight=False)
+
+
+@app.command()
+@_guarded
+def verify(run: RunFolder, data: Data = None) -> None:
+    """Run a run's exported file on every test sample and on extremes; exit code 1 if any value differs."""
+    _verify(run, data)
+
+
+def _verify(run: Path, data: Path | None) -> None:
+    from zerobit.workflows import verify_run
+
+    outcome = verify_run(run, data)
+    table = Table(title="Exported file in ONNX Runtime against the integer reference", title_justify="left")
+    for title in ("output", "inputs", "values", "differences", "largest"):
+        table.add_column(title, justify="left" if title in ("output", "inputs") else "right")
+    for row in outcome.rows:
+        table.add_row(row.output, row.inputs, f"{row.values:,}", f"{row.differences:,}", f"{row.largest:g}")
+    console.print(table)
+    console.print(
+        f"test accuracy of the exported file {100 * outcome.accuracy:.2f} %, "
+        f"same prediction as the trained network on {100 * outcome.agreement:.2f} % of samples",
+        highlight=False,
+    )
+    bad = [row for row in outcome.rows if row.differences]
+    if bad:
+        errors.print(f"NOT EQUAL: first at output {bad[0].output}, {bad[0].inputs}", style="red", markup=False)
+        raise typer.Exit(1)
+    console.print("equal in every value", style="green")
+
+
+def _rows_table(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for key in rows[0] if rows else ():
+        table.add_column(key)
+    for row in rows:
+        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()))
+    return table
+
+
+def _command() -> str:
+    return shlex.join(["zerobit", *sys.argv[1:]])
+
+
+def main() -> None:
+    """Entry point."""
+    app()

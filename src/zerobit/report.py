@@ -1,0 +1,183 @@
+"""What a compression came to, for people: rows of a table, text on a terminal, one HTML page."""
+
+import html
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from zerobit.atomic import replacing
+from zerobit.cost.base import usage
+from zerobit.formats import GRID
+from zerobit.graph.ir import Graph
+from zerobit.plan import Plan
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer of a plan.
+
+    Attributes:
+        name: of its weight.
+        kept: output channels that stay.
+        channels: output channels there were.
+        widths: width -> channels.
+        size: bytes of its weights.
+        share: of the network's bytes.
+    """
+
+    name: str
+    kept: int
+    channels: int
+    widths: Mapping[int, int]
+    size: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The network at one stage.
+
+    Attributes:
+        name: float, searched, fine-tuned, exported.
+        val: metric on validation data, or None.
+        test: metric on test data, or None.
+        size: bytes of weights.
+        macs: multiplications per sample.
+    """
+
+    name: str
+    val: float | None
+    test: float | None
+    size: float
+    macs: float
+
+
+def layer_rows(graph: Graph, plan: Plan) -> list[LayerRow]:
+    """One row per weight of the uncut graph."""
+    use = usage(graph, plan.net_bits())
+    sizes = {w.name: float((w.dist.bits * w.fan_in).sum()) / 8 for w in use.weights}
+    total = sum(sizes.values())
+    rows = []
+    for name, weight in plan.weights.items():
+        counts = Counter(b for b in weight.bits if b)
+        widths = {b: counts[b] for b in GRID if counts[b]}
+        rows.append(
+            LayerRow(
+                name,
+                sum(counts.values()),
+                len(weight.bits),
+                widths,
+                sizes[name],
+                sizes[name] / total if total else 0,
+            )
+        )
+    return rows
+
+
+def widths_text(widths: Mapping[int, int]) -> str:
+    """For example "2b x 12, 4b x 3"."""
+    return ", ".join(f"{b}b x {n}" for b, n in widths.items())
+
+
+def stage_table(stages: Sequence[Stage], metric: str = "accuracy") -> Table:
+    """Terminal table of stages."""
+    table = Table(title="What came out", title_justify="left")
+    for title in ("network", f"val {metric}", f"test {metric}", "weights [B]", "of 8 bit", "MACs"):
+        table.add_column(title, justify="left" if title == "network" else "right")
+    full = stages[0].size / 4
+    for stage in stages:
+        share = f"{stage.size / full:.1%}"
+        table.add_row(
+            stage.name,
+            _percent(stage.val),
+            _percent(stage.test),
+            f"{stage.size:,.0f}",
+            share,
+            f"{stage.macs:,.0f}",
+        )
+    return table
+
+
+def layer_table(rows: Sequence[LayerRow]) -> Table:
+    """Terminal table of layers."""
+    table = Table(title="Layers", title_justify="left")
+    for title in ("weight", "channels kept", "bits", "bytes", "share"):
+        table.add_column(title, justify="left" if title in ("weight", "bits") else "right")
+    for row in rows:
+        kept = f"{row.kept} of {row.channels}"
+        table.add_row(row.name, kept, widths_text(row.widths), f"{row.size:,.1f}", f"{row.share:.1%}")
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f} %"
+
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430 }
+table { border-collapse: collapse; margin: 1rem 0 2rem; width: 100% }
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #dde3ea }
+th:first-child, td:first-child { text-align: left }
+.bar { display: flex; height: 1rem; min-width: 12rem; background: #eef1f5 }
+.bar span { display: block; height: 100% }
+.key span { display: inline-block; width: .9rem; height: .9rem; margin: 0 .3rem 0 1rem; vertical-align: -1px }
+"""
+#: Colour of each width, dark for wide; removed channels stay background.
+_COLOURS = {2: "#9ecae1", 3: "#85bcdb", 4: "#4292c6", 5: "#3585bf", 6: "#2171b5", 7: "#14599d", 8: "#08306b"}
+
+
+def html_page(title: str, stages: Sequence[Stage], rows: Sequence[LayerRow], facts: Mapping[str, str]) -> str:
+    """One self-contained page: stages, layers with their widths as bars, facts of the run."""
+    widths = sorted({b for row in rows for b in row.widths})
+    key = "".join(f'<span style="background:{_COLOURS[b]}"></span>{b} bit' for b in widths)
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>"
+        f"{_stage_html(stages)}<h2>Layers</h2><p class='key'>channels:{key}"
+        "<span style='background:#eef1f5'></span>removed</p>"
+        f"{_layer_html(rows)}<h2>Run</h2>{_fact_html(facts)}</html>\n"
+    )
+
+
+def _stage_html(stages: Sequence[Stage]) -> str:
+    head = "<tr><th>network<th>validation<th>test<th>weights [B]<th>of 8 bit<th>MACs"
+    full = stages[0].size / 4
+    body = "".join(
+        f"<tr><td>{html.escape(s.name)}<td>{_percent(s.val)}<td>{_percent(s.test)}"
+        f"<td>{s.size:,.0f}<td>{s.size / full:.1%}<td>{s.macs:,.0f}"
+        for s in stages
+    )
+    return f"<table>{head}{body}</table>"
+
+
+def _layer_html(rows: Sequence[LayerRow]) -> str:
+    head = "<tr><th>weight<th>kept<th>widths<th>bytes<th>share"
+    body = "".join(
+        f"<tr><td>{html.escape(r.name)}<td>{r.kept} of {r.channels}<td>{_bar(r)}<td>{r.size:,.1f}<td>{r.share:.1%}"
+        for r in rows
+    )
+    return f"<table>{head}{body}</table>"
+
+
+def _bar(row: LayerRow) -> str:
+    parts = "".join(
+        f'<span style="width:{100 * n / row.channels:.2f}%;background:{_COLOURS[b]}" title="{n} at {b} bit"></span>'
+        for b, n in row.widths.items()
+    )
+    return f'<div class="bar">{parts}</div>'
+
+
+def _fact_html(facts: Mapping[str, str]) -> str:
+    rows = "".join(f"<tr><td>{html.escape(k)}<td>{html.escape(v)}" for k, v in facts.items())
+    return f"<table>{rows}</table>"
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file, whole or not at all."""
+    path = Path(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path

@@ -1,0 +1,154 @@
+"""The phases of a compression: float training, search, fine-tuning, each on the one loop."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from zerobit.cost.base import usage
+from zerobit.cost.price import AbstractPrice
+from zerobit.cut.apply import QuantNet
+from zerobit.search.attach import SearchNet
+from zerobit.train.loop import Epoch, Hardware, Phase, cosine, one_cycle, run_phase
+from zerobit.train.objective import Objective, evaluate
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Epochs and learning rates of a compression.
+
+    Search and fine-tuning share one cosine over all their epochs for weights and ranges. Choices have their own, which
+    ends at `commit`: at a constant rate, channels between two widths would flip to the end, and the weights would not
+    settle for either.
+
+    Attributes:
+        search_epochs: with choices.
+        finetune_epochs: of the cut network.
+        lr: of weights and ranges (Adam).
+        choice_lr: of gates and widths (Adam).
+        commit: share of the search after which choices stand still.
+        weight_decay: on weights.
+    """
+
+    search_epochs: int = 8
+    finetune_epochs: int = 4
+    lr: float = 1e-3
+    choice_lr: float = 1e-2
+    commit: float = 0.6
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Data:
+    """Loaders of a training."""
+
+    train: Iterable[Any]
+    val: Iterable[Any]
+
+
+def train_float(
+    net: nn.Module,
+    data: Data,
+    objective: Objective,
+    hardware: Hardware,
+    *,
+    epochs: int,
+    lr: float = 0.2,
+    checkpoint: Path | None = None,
+    console: Console | None = None,
+) -> list[Epoch]:
+    """Train a float network in place: SGD with Nesterov momentum 0.9, weight decay 5e-4, one cycle."""
+    fabric = hardware.fabric()
+    net.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    phase = Phase(
+        name="float",
+        epochs=epochs,
+        net=net,
+        optimizer=optimizer,
+        loss=lambda batch: objective(net, None, batch, fabric.device),
+        validate=lambda: evaluate(net, data.val, objective),
+        schedule=lambda group, progress: one_cycle(progress),
+    )
+    settings = {"lr": lr, "seed": hardware.seed}
+    return run_phase(
+        phase, data.train, hardware, fabric=fabric, checkpoint=checkpoint, settings=settings, console=console
+    )
+
+
+def search(
+    net: SearchNet,
+    price: AbstractPrice,
+    teacher: nn.Module | None,
+    data: Data,
+    objective: Objective,
+    recipe: Recipe,
+    hardware: Hardware,
+    *,
+    checkpoint: Path | None = None,
+    console: Console | None = None,
+) -> list[Epoch]:
+    """Train weights, ranges and choices together, in place. Validation is of the hard network."""
+    fabric = hardware.fabric()
+    net.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    share = recipe.search_epochs / max(1, recipe.search_epochs + recipe.finetune_epochs)
+
+    def after_step() -> None:
+        price.update(net)
+
+    def note() -> str:
+        with torch.no_grad():
+            value = float(price.cost(usage(net.graph, net.bits(hard=True))))
+        return f"{price.cost.name} {value:,.0f} {price.cost.unit}"
+
+    phase = Phase(
+        name="search",
+        epochs=recipe.search_epochs,
+        net=net,
+        optimizer=torch.optim.Adam(net.param_groups(recipe.lr, recipe.choice_lr, recipe.weight_decay)),
+        loss=lambda batch: objective(net, teacher, batch, fabric.device) + price(net),
+        validate=lambda: evaluate(net, data.val, objective),
+        schedule=lambda group, progress: cosine(progress / recipe.commit if group == "choices" else progress * share),
+        before_step=net.advance,
+        after_step=after_step,
+        note=note,
+        extra={"price": price},
+    )
+    settings = {"recipe": recipe, "method": net.method, "price": price.describe(), "seed": hardware.seed}
+    return run_phase(
+        phase, data.train, hardware, fabric=fabric, checkpoint=checkpoint, settings=settings, console=console
+    )
+
+
+def finetune(
+    net: QuantNet,
+    teacher: nn.Module | None,
+    data: Data,
+    objective: Objective,
+    recipe: Recipe,
+    hardware: Hardware,
+    *,
+    checkpoint: Path | None = None,
+    console: Console | None = None,
+) -> list[Epoch]:
+    """Train a cut network at its fixed widths, in place, along the rest of the recipe's cosine."""
+    fabric = hardware.fabric()
+    net.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    start = recipe.search_epochs / max(1, recipe.search_epochs + recipe.finetune_epochs)
+    phase = Phase(
+        name="fine-tune",
+        epochs=recipe.finetune_epochs,
+        net=net,
+        optimizer=torch.optim.Adam(net.param_groups(recipe.lr, recipe.weight_decay)),
+        loss=lambda batch: objective(net, teacher, batch, fabric.device),
+        validate=lambda: evaluate(net, data.val, objective),
+        schedule=lambda group, progress: cosine(start + (1 - start) * progress),
+    )
+    settings = {"recipe": recipe, "plan": net.plan.hash, "seed": hardware.seed}
+    return run_phase(
+        phase, data.train, hardware, fabric=fabric, checkpoint=checkpoint, settings=settings, console=console
+    )
