@@ -31,7 +31,7 @@ bench: $(VENV)/.stamp  ## Time one step of the search
 	$(BIN)/python benchmarks/search_step.py
 
 clean:  ## Remove the environment and all caches
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -qq: pip prints its errors, and nothing else.

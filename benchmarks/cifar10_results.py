@@ -4,7 +4,7 @@ Every network starts from the same float one, trains for the same epochs with th
 and augmentation, and is reported on the test images after its last epoch. Nothing is chosen on test data. Stopped runs
 go on where they were.
 
-    zerobit train --task cifar10 --data DIR --model resnet8 --epochs 40 --out RUNS/float
+    zerobit train --task cifar10 --data DIR --model resnet8 --epochs 30 --out RUNS/float
     python benchmarks/cifar10_results.py --data DIR --runs RUNS
 """
 
@@ -152,7 +152,7 @@ def page(rows: list[tuple[Stage, float]], epochs: tuple[int, int], seed: int) ->
         "",
         "The searched row is of the exported ONNX file, run by ONNX Runtime.",
         "",
-        "Command: `zerobit train --task cifar10 --data DIR --model resnet8 --epochs 40 --out RUNS/float`, then",
+        "Command: `zerobit train --task cifar10 --data DIR --model resnet8 --epochs 30 --out RUNS/float`, then",
         "`python benchmarks/cifar10_results.py --data DIR --runs RUNS`.",
         f"Seed {seed}. {datetime.now(timezone.utc):%Y-%m-%d}. {machine()}.",
         "",

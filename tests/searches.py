@@ -5,7 +5,7 @@ from functools import cache
 
 import torch
 
-from cases import case, captured
+from cases import captured, case
 from zerobit.search.attach import SearchNet, attach
 from zerobit.search.method import ChannelSoftmax
 

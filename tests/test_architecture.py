@@ -50,9 +50,7 @@ def _unsafe_options(source: str) -> set[str]:
     return {
         f"{node.arg}={node.value.value}"
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.keyword)
-        and node.arg in UNSAFE_OPTIONS
-        and isinstance(node.value, ast.Constant)
+        if isinstance(node, ast.keyword) and node.arg in UNSAFE_OPTIONS and isinstance(node.value, ast.Constant)
         if node.value.value == UNSAFE_OPTIONS[node.arg]
     }
 

@@ -46,12 +46,12 @@ def test_storage_is_the_narrowest_that_fits(storage: tuple[int, ...], expected: 
 
 @pytest.mark.parametrize("bits", [0, 1, 9, -2])
 def test_width_off_the_grid_is_refused(bits: int) -> None:
-    with pytest.raises(FormatError, match="`bits`"):
+    with pytest.raises(FormatError, match=r"`bits`"):
         Format(bits, signed=True)
 
 
 def test_width_that_the_target_cannot_store_is_refused() -> None:
-    with pytest.raises(FormatError, match="`bits` is 8, but the target stores at most 4 bits"):
+    with pytest.raises(FormatError, match=r"`bits` is 8, but the target stores at most 4 bits"):
         Format(8, signed=True, storage=(2, 4))
 
 
@@ -59,10 +59,8 @@ def test_width_that_the_target_cannot_store_is_refused() -> None:
     ("widths", "allow_zero"),
     [((1,), True), ((0, 1, 8), True), ((9,), True), ((0, 8), False), ((0,), True), ((), True), ((), False)],
 )
-def test_widths_that_cannot_be_are_refused_by_the_argument_name(
-    widths: tuple[int, ...], allow_zero: bool
-) -> None:
-    with pytest.raises(FormatError, match="`weight_bits` holds .*allowed are .*choose"):
+def test_widths_that_cannot_be_are_refused_by_the_argument_name(widths: tuple[int, ...], allow_zero: bool) -> None:
+    with pytest.raises(FormatError, match=r"`weight_bits` holds .*allowed are .*choose"):
         check_bits("weight_bits", widths, allow_zero=allow_zero)
 
 

@@ -29,10 +29,7 @@ def weight_plans(draw: st.DrawFn) -> WeightPlan:
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
     units = draw(st.dictionaries(NAMES, st.integers(1, 6), max_size=3))
-    kept = {
-        name: tuple(sorted(draw(st.sets(st.integers(0, count - 1), min_size=1))))
-        for name, count in units.items()
-    }
+    kept = {name: tuple(sorted(draw(st.sets(st.integers(0, count - 1), min_size=1)))) for name, count in units.items()}
     activation = st.builds(
         ActivationPlan,
         st.lists(NAMES, min_size=1, max_size=2).map(tuple),

@@ -17,7 +17,7 @@ from zerobit.cost import Macs, Size
 from zerobit.cost.base import uniform, usage
 from zerobit.cut.apply import QuantNet
 from zerobit.cut.store import load
-from zerobit.errors import BudgetError, CaptureError, FormatError
+from zerobit.errors import BudgetError, CaptureError, FormatError, TrainingError
 from zerobit.export import onnx as export_onnx
 from zerobit.export.verify import Comparison, verify_onnx
 from zerobit.graph.capture import capture
@@ -86,7 +86,14 @@ class Settings:
 def train_task(
     settings: Settings, *, epochs: int, lr: float = 0.2, console: Console, task: ZooTask | None = None
 ) -> nn.Module:
-    """Train a float network and write it to the run folder."""
+    """Train a float network and write it to the run folder.
+
+    Raises:
+        TrainingError: no epochs, or as `run_phase`.
+    """
+    if epochs < 1:
+        msg = f"`epochs` is {epochs}; allowed are whole numbers from 1; choose more"
+        raise TrainingError(msg)
     loaded, definition = settings.load() if task is None else (task, zoo_model(settings.model or task.default_model))
     torch.manual_seed(settings.seed)
     net = definition.build(loaded.num_classes)

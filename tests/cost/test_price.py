@@ -1,12 +1,13 @@
 """`Budget` and `Strength`: what can be written, what they charge, and how the multiplier moves."""
 
 import copy
+import itertools
 import math
 
 import pytest
 import torch
-from searches import attached, scramble
 
+from searches import attached, scramble
 from zerobit.cost import AbstractCost, Bops, Macs, Size, TableLatency
 from zerobit.cost.base import usage
 from zerobit.cost.price import AbstractPrice, Budget, Strength, parse_limit, reference_cost
@@ -75,13 +76,13 @@ def test_limits_that_can_be_written(cost: AbstractCost, limit: str | float, amou
     ],
 )
 def test_limits_that_cannot_be_read(cost: AbstractCost, limit: str | float) -> None:
-    with pytest.raises(BudgetError, match="`budget` for .*allowed are"):
+    with pytest.raises(BudgetError, match=r"`budget` for .*allowed are"):
         Budget(cost, limit)
 
 
 @pytest.mark.parametrize("strength", [-1.0, math.nan])
 def test_a_strength_is_a_number_from_zero(strength: float) -> None:
-    with pytest.raises(BudgetError, match="`strength`"):
+    with pytest.raises(BudgetError, match=r"`strength`"):
         Strength(Size(), strength)
 
 
@@ -140,7 +141,7 @@ def test_multiplier_rises_while_the_limit_is_broken_and_falls_otherwise() -> Non
     for _ in range(5):
         budget.update(net)
         path.append(budget.state_dict()["multiplier"])
-    assert all(b > a for a, b in zip([0.0, *path], path, strict=False))
+    assert all(a < b for a, b in itertools.pairwise([0.0, *path]))
     with torch.no_grad():  # all gates shut: far below the limit
         for name, parameter in net.named_parameters():
             if name.endswith("gate"):
@@ -152,7 +153,7 @@ def test_multiplier_rises_while_the_limit_is_broken_and_falls_otherwise() -> Non
         falling.append(budget.state_dict()["multiplier"])
     assert falling[0] < path[-1]
     assert falling[-1] == 0.0
-    assert all(b <= a for a, b in zip(falling, falling[1:], strict=False))
+    assert all(b <= a for a, b in itertools.pairwise(falling))
     assert float(budget(net).detach()) == 0.0, "a limit that is kept costs nothing"
 
 

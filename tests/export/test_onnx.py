@@ -80,8 +80,7 @@ class Builder:
              widths=(2, 4, 8), full=False, clip_low=None, clip_high=None, **form):  # fmt: skip
         inputs, *sizes = self.tensors[x].shape
         kernel, stride, dilation = (
-            value if isinstance(value, tuple) else (value,) * len(sizes)
-            for value in (kernel, stride, dilation)
+            value if isinstance(value, tuple) else (value,) * len(sizes) for value in (kernel, stride, dilation)
         )
         padding = padding or tuple((width // 2, width // 2) for width in kernel)
         weights = self._weights((channels, inputs // groups, *kernel), widths, full)

@@ -109,8 +109,8 @@ def test_slots_of_tensors_with_similar_names_are_two() -> None:
 def test_one_slot_can_serve_several_tensors() -> None:
     _, program = captured(case("concat_branches"))
     slot = Scale()
-    for tensor in ("relu", "conv2d_1"):
-        insert_slot(program, tensor, slot_name("cat", "quantizer"), slot)
+    insert_slot(program, "relu", slot_name("cat", "quantizer"), slot)
+    insert_slot(program, "conv2d_1", slot_name("cat", "quantizer"), Scale())  # the name is taken: that slot is used
     program(*case("concat_branches").inputs(2))
     assert slot.calls == 2
     assert fetch(program, slot_name("cat", "quantizer")) is slot

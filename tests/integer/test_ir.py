@@ -27,9 +27,7 @@ from zerobit.integer.ir import (
 
 def _weights(*shape: int, value: int = 1, bits: int = 8, bias: int = 0) -> Weights:
     channels = shape[0]
-    return Weights(
-        np.full(shape, value), np.full(channels, bits), np.full(channels, 0.01), np.full(channels, bias)
-    )
+    return Weights(np.full(shape, value), np.full(channels, bits), np.full(channels, 0.01), np.full(channels, bias))
 
 
 def _conv(**changes: object) -> Conv:

@@ -39,8 +39,7 @@ def _random_weights(rng: np.random.Generator, *shape: int) -> Weights:
 def test_convolution_equals_torch_in_float64(seed, dimensions, groups, data):
     num_groups, inputs, outputs = groups
     kernel, stride, dilation = (
-        tuple(data.draw(st.lists(st.integers(1, 3), min_size=dimensions, max_size=dimensions)))
-        for _ in range(3)
+        tuple(data.draw(st.lists(st.integers(1, 3), min_size=dimensions, max_size=dimensions))) for _ in range(3)
     )
     padding = tuple(data.draw(st.tuples(st.integers(0, 2), st.integers(0, 2))) for _ in range(dimensions))
     rng = np.random.default_rng(seed)

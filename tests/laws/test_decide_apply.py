@@ -58,16 +58,24 @@ def _check_coupling(net: SearchNet, plan: Plan) -> None:
     assert all(set(w.bits) <= offered for w in plan.weights.values())
 
 
-@pytest.mark.parametrize("cost", COSTS)
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["digits", "inverted_residual"])
+#: All methods and costs on a small network; the main methods on a larger one, where 5 % is not a single unit.
+TABLE = [
+    (name, method, cost)
+    for name in ("digits", "inverted_residual")
+    for method in METHODS
+    for cost in COSTS
+    if name == "inverted_residual" or method in ("default", "shared", "layer")
+]
+
+
+@pytest.mark.parametrize(("name", "method", "cost"), TABLE)
 def test_budgets_are_kept_and_spent(name: str, method: str, cost: str) -> None:
     for seed, share in zip((1, 2, 3), SHARES, strict=True):
         net = scramble(attached(name, method), seed)
         budget = Budget(COSTS[cost], share)
         limit = budget.limit(net.graph)
         if _reachable(net, cost) > limit:
-            with pytest.raises(BudgetError, match="smallest reachable"):
+            with pytest.raises(BudgetError, match=r"smallest reachable"):
                 decide(net, budget)
             continue
         plan = decide(net, budget)
@@ -120,12 +128,13 @@ def test_budgets_are_kept_on_every_network(row: ModelCase) -> None:
             assert all(o.isfinite().all() for o in _outputs(small.eval(), row.inputs(2)))
 
 
-@pytest.mark.parametrize("cost", COSTS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "cost"), [(m, c) for m in METHODS for c in COSTS if "default" in m or c == "size" or m == "all_widths"]
+)
 def test_an_infeasible_budget_names_what_can_be_reached(method: str, cost: str) -> None:
-    net = attached("digits", method)
+    net = attached("inverted_residual", method)
     for ask in (check_budget, decide):
-        with pytest.raises(BudgetError, match=f"`budget` for {cost} is .*held by") as caught:
+        with pytest.raises(BudgetError, match=rf"`budget` for {cost} is .*held by") as caught:
             ask(net, Budget(COSTS[cost], 1))
     found = re.search(r"smallest reachable is ([0-9.,e+]+) ", str(caught.value))
     assert found is not None
@@ -144,7 +153,7 @@ def test_float_weights_are_named_where_they_hold_a_budget() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["digits", "concat_branches"])
+@pytest.mark.parametrize("name", ["concat_branches"])
 def test_without_a_budget_the_plan_is_the_hard_choice(name: str, method: str) -> None:
     net = scramble(attached(name, method), 5)
     hard = net.bits(hard=True)
@@ -179,7 +188,7 @@ def test_the_preferred_units_stay() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["digits", "inverted_residual"])
+@pytest.mark.parametrize("name", ["inverted_residual"])
 def test_cut_network_computes_what_the_search_network_evaluates(name: str, method: str) -> None:
     row = case(name)
     net = scramble(attached(name, method), 6).eval()
@@ -310,7 +319,7 @@ def test_a_weight_outside_all_groups_keeps_its_channels() -> None:
 def test_another_plan_for_a_network_that_is_cut_is_refused() -> None:
     net = scramble(attached("digits"), 9)
     small = apply(net, decide(net))
-    with pytest.raises(PlanError, match="was cut by plan"):
+    with pytest.raises(PlanError, match=r"was cut by plan"):
         apply(small, _lower_bits(decide(net)))
 
 

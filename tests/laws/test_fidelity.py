@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cases import BATCH_NORMS, CASES, ModelCase, as_data, captured, case, leaves
 from zerobit.graph.capture import FloatProgram, capture
 from zerobit.graph.describe import describe
+from zerobit.graph.edits import cut
 from zerobit.graph.folding import fold_batch_norm
 from zerobit.graph.ir import Kind
 
@@ -195,6 +196,8 @@ def test_frozen_parameters_stay_frozen() -> None:
     fold_batch_norm(program)
     folded = {n for n, p in program.named_parameters() if not p.requires_grad}
     assert folded == {"conv1.weight", "conv1.bias"}
+    cut(program, describe(program), {"stem": [0, 1], "conv1": [2, 3]})
+    assert {n for n, p in program.named_parameters() if not p.requires_grad} == folded
 
 
 def test_buffers_that_the_state_dict_leaves_out_are_kept() -> None:
@@ -281,7 +284,7 @@ def test_control_flow_on_tensors_is_kept() -> None:
     assert describe(program).barriers
 
 
-def test_casts_in_the_model_survive_a_change_of_type() -> None:
+def test_casts_in_the_model_do_not_tie_it_to_a_device() -> None:
     class Cast(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -294,6 +297,7 @@ def test_casts_in_the_model_survive_a_change_of_type() -> None:
     program = capture(model, torch.randn(2, 3))
     x = torch.randn(4, 3)
     assert torch.equal(program(x), model(x))
+    assert program.to("meta")(x.to("meta")).shape == (4, 2)
 
 
 def test_dropout_that_is_always_active_stays_so() -> None:

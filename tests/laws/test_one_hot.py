@@ -46,7 +46,7 @@ class _Count(TorchDispatchMode):
             if _place(w) in self.weight_bits:
                 self._multiply(x, w, result, is_matrix=name != "convolution")
         widths = [self.value_bits[_place(t)] for t in tensors if _place(t) in self.value_bits]
-        for made in torch.utils._pytree.tree_leaves(result):
+        for made in (t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, Tensor)):
             self.alive.append(made)  # an address must not be given out twice
             if widths:
                 self.value_bits.setdefault(_place(made), widths[0])
@@ -90,7 +90,7 @@ def _counted(net: QuantNet, row: ModelCase) -> dict[str, float]:
     macs = {key: value // batch for key, value in count.macs.items()}
     slots = {n: m for n, m in net.named_modules() if isinstance(m, FixedWeightSlot)}
     # weights are what has a slot of its own; everything else of two or more dimensions stays in float
-    tensors = {id(t): t for n, t in net.named_parameters() if not n.startswith("slots.") and t.dim() > 1}
+    tensors = {id(t): t for t in net.tensors().values() if t.dim() > 1}
     quantised: dict[int, tuple[int, ...]] = {}
     for module in slots.values():
         inputs: list[Tensor] = []

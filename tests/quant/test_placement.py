@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from cases import case
-from searches import attached
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cases import case
+from searches import attached
 from zerobit.graph.capture import capture
 from zerobit.graph.describe import describe
 from zerobit.graph.ir import Kind
@@ -34,11 +34,7 @@ EXPECTED = {
     "dscnn": [
         ("input", True),
         ("conv+relu", False),
-        *[
-            (f"block{i}.{part}+relu", False)
-            for i in (1, 2, 3, 4)
-            for part in ("depthwise", "pointwise")
-        ],
+        *[(f"block{i}.{part}+relu", False) for i in (1, 2, 3, 4) for part in ("depthwise", "pointwise")],
         ("adaptive_avg_pool2d", False),
     ],
     "mlp": [("input", True), ("fc1+relu", False), ("fc2+relu", False)],
@@ -77,9 +73,7 @@ def test_results_of_the_network_are_not_quantised_for_the_caller(name: str) -> N
     assert not quantised & (set(net.graph.outputs) - read)
 
 
-@pytest.mark.parametrize(
-    "name", ["concat_branches", "concat_identity"]
-)
+@pytest.mark.parametrize("name", ["concat_branches", "concat_identity"])
 def test_members_of_a_concatenation_share_one_quantizer(name: str) -> None:
     net = attached(name)
     shared = [site for site in net.sites if len(site.tensors) > 1]

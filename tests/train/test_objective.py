@@ -39,7 +39,7 @@ def test_batches_are_split(batch: Any, args: tuple[Any, ...], kwargs: dict[str, 
     ids=str,
 )
 def test_batches_of_other_forms_are_refused(batch: Any) -> None:
-    with pytest.raises(TrainingError, match="`batch` is a .*pass `batch_format`"):
+    with pytest.raises(TrainingError, match=r"`batch` is a .*pass `batch_format`"):
         split_batch(batch)
 
 
@@ -97,7 +97,7 @@ def test_distillation_blends_the_teacher_in(share: float) -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_distillation_is_a_share(share: float) -> None:
-    with pytest.raises(TrainingError, match="`distillation`"):
+    with pytest.raises(TrainingError, match=r"`distillation`"):
         Objective(distillation=share)
 
 

@@ -100,10 +100,7 @@ def test_cifar_keeps_every_image_with_its_label(cifar: Path) -> None:
     task = load_task("cifar10", cifar)
     assert [len(split) for split in (task.train, task.val, task.test)] == [36, 4, 8]
     loaded = torch.cat(
-        [
-            torch.cat([split.y[:, None].to(torch.uint8), split.x.flatten(1)], 1)
-            for split in (task.train, task.val)
-        ]
+        [torch.cat([split.y[:, None].to(torch.uint8), split.x.flatten(1)], 1) for split in (task.train, task.val)]
     )
     written = np.concatenate([_records(seed) for seed in range(5)])
     assert sorted(map(bytes, loaded.numpy())) == sorted(map(bytes, written))
@@ -193,9 +190,7 @@ def test_npz_keyword_features_go_to_dscnn(tmp_path: Path) -> None:
 def test_npz_train_images_normalise_to_zero_mean_unit_deviation(
     tmp_path: Path, arrays: Arrays, dtype: type[np.generic]
 ) -> None:
-    task = load_task(
-        "npz", _save(tmp_path, {k: v.astype(dtype) if k[0] == "x" else v for k, v in arrays.items()})
-    )
+    task = load_task("npz", _save(tmp_path, {k: v.astype(dtype) if k[0] == "x" else v for k, v in arrays.items()}))
     x = task.normalise(task.train.x)
     torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(x.std((0, 2, 3), correction=0), torch.ones(2), atol=1e-5, rtol=0)
@@ -267,9 +262,7 @@ def test_npz_never_unpickles(tmp_path: Path, arrays: Arrays) -> None:
         ("y_test", np.full(9, -1), r"y_test.*0 or more"),
     ],
 )
-def test_npz_wrong_array_is_named(
-    tmp_path: Path, arrays: Arrays, name: str, bad: np.ndarray, message: str
-) -> None:
+def test_npz_wrong_array_is_named(tmp_path: Path, arrays: Arrays, name: str, bad: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_task("npz", _save(tmp_path, {**arrays, name: bad}))
 
@@ -353,9 +346,7 @@ def test_shuffling_only_reorders(task: Task) -> None:
     assert torch.equal(plain.unique(dim=0), shuffled.unique(dim=0))
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "seed", "message"), [(0, 0, "`batch_size` is 0"), (1, -1, "`seed` is -1")]
-)
+@pytest.mark.parametrize(("batch_size", "seed", "message"), [(0, 0, "`batch_size` is 0"), (1, -1, "`seed` is -1")])
 def test_batches_refuse(task: Task, batch_size: int, seed: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Batches(task.train, task, batch_size, seed=seed)

@@ -42,9 +42,10 @@ class QuantNet(Program):
             weight_decay: on weights of two or more dimensions.
         """
         named = list(self.named_parameters())
-        ours = [p for n, p in named if n.startswith("slots.")]
-        weights = [p for n, p in named if not n.startswith("slots.") and p.dim() > 1]
-        vectors = [p for n, p in named if not n.startswith("slots.") and p.dim() <= 1]
+        theirs = {id(tensor) for tensor in self.tensors().values()}
+        ours = [p for _, p in named if id(p) not in theirs]
+        weights = [p for _, p in named if id(p) in theirs and p.dim() > 1]
+        vectors = [p for _, p in named if id(p) in theirs and p.dim() <= 1]
         return [
             {"name": "weights", "params": weights, "lr": lr, "weight_decay": weight_decay},
             {"name": "vectors", "params": vectors, "lr": lr, "weight_decay": 0.0},
@@ -153,8 +154,8 @@ def _check_fits(graph: Graph, plan: Plan) -> None:
         channels = graph.parameters[name][0]
         if len(weight.bits) != channels:
             msg = (
-                f"`weights.{name}.bits` has {len(weight.bits)} widths; the weight has {channels} channels; give one for "
-                "each, 0 where it is removed"
+                f"`weights.{name}.bits` has {len(weight.bits)} widths; the weight has {channels} channels; give one "
+                "for each, 0 where it is removed"
             )
             raise PlanError(msg)
         fixed = [c for c, b in enumerate(weight.bits) if not b and (name, c) not in removable]

@@ -35,8 +35,8 @@ class Choices:
         units: weight -> group -> int [C], unit of each output channel, -1 where it is not of this group.
         activations: as chosen.
         minimum: units every group keeps.
-        tied: weight -> "layer" where all its channels share one choice, "unit" where a unit's channels do, in all weights
-            of its group; these move together.
+        tied: weight -> "layer" where all its channels share one choice, "unit" where a unit's channels do, in all
+            weights of its group; these move together.
     """
 
     keep: dict[str, Tensor]

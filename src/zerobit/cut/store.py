@@ -18,6 +18,7 @@ from zerobit.graph.folding import fold_batch_norm
 from zerobit.plan import Plan
 
 _FORMAT = "zerobit-1"
+_KEY = "zerobit"
 
 
 def save(net: QuantNet, path: str | Path) -> Path:
@@ -29,7 +30,8 @@ def save(net: QuantNet, path: str | Path) -> Path:
     """
     path = Path(path)
     inputs = [[list(shape), str(dtype).removeprefix("torch.")] for shape, dtype in net.example_specs]
-    metadata = {"format": _FORMAT, "plan": net.plan.to_json(), "inputs": json.dumps(inputs)}
+    entries = {"format": _FORMAT, "plan": net.plan.to_json(), "inputs": inputs}
+    metadata = {_KEY: json.dumps(entries)}  # one entry: safetensors writes several in random order
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in net.state_dict().items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
@@ -51,7 +53,7 @@ def load(path: str | Path, model: nn.Module, example_inputs: Any = None) -> Quan
     path = Path(path)
     try:
         with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {}).get(_KEY, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
     except (SafetensorError, OSError) as error:
         msg = (
@@ -67,7 +69,7 @@ def load(path: str | Path, model: nn.Module, example_inputs: Any = None) -> Quan
         raise CheckpointError(msg)
     plan = Plan.from_json(metadata["plan"])
     if example_inputs is None:
-        example_inputs = tuple(_zeros(shape, dtype) for shape, dtype in json.loads(metadata["inputs"]))
+        example_inputs = tuple(_zeros(shape, dtype) for shape, dtype in metadata["inputs"])
     program = fold_batch_norm(capture(model, example_inputs))
     net = realise(program, describe(program), plan)
     _load_state(net, tensors, path)

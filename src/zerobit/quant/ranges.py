@@ -34,8 +34,8 @@ def least_squares_step(x_CK: Tensor, low: int, high: int) -> Tensor:
 def min_max_step(x_CK: Tensor, bits: int) -> Tensor:
     """Step 2 m / (2^bits - 1) with m the largest magnitude of a row (Motetti et al., IEEE TC 2024, official code).
 
-    The largest weight would lie halfway between two levels, where one rounding more decides; a step smaller by 1e-5 puts
-    it safely on the side that ties to even put it.
+    The largest weight would lie halfway between two levels, where one rounding more decides; a step smaller by 1e-5
+    puts it safely on the side that ties to even put it.
     """
     span = 2 * (1 - 1e-5) * x_CK.detach().abs().amax(1)
     return torch.where(span > 0, span, torch.ones_like(span)) / (2**bits - 1)

@@ -149,9 +149,10 @@ class SearchNet(Program):
             weight_decay: on weights of two or more dimensions only, never on ranges or choices.
         """
         weights, vectors, ranges, choices = [], [], [], []
+        theirs = {id(tensor) for tensor in self.tensors().values()}
         for name, parameter in self.named_parameters():
             kind = name.rsplit(".", 1)[-1]
-            if not name.startswith("slots."):
+            if id(parameter) in theirs:
                 (weights if parameter.dim() > 1 else vectors).append(parameter)
             else:
                 (choices if kind in ("gate", "width") else ranges).append(parameter)

@@ -29,7 +29,7 @@ class Recipe:
         search_epochs: with choices.
         finetune_epochs: of the cut network.
         lr: of weights and ranges (Adam).
-        choice_lr: of gates and widths (Adam).
+        choice_lr: of gates and widths (Adam); raised where the search is too short for a choice to change.
         commit: share of the search after which choices stand still.
         weight_decay: on weights.
     """
@@ -40,6 +40,21 @@ class Recipe:
     choice_lr: float = 1e-2
     commit: float = 0.6
     weight_decay: float = 0.0
+
+    def choice_rate(self, steps: int) -> float:
+        """Learning rate of choices for a search of this many steps.
+
+        Adam moves a logit by at most its rate per step, so a rate sets how far one can travel; an open gate must be
+        able to close, and a width to pass two others.
+        """
+        mean_of_cosine = 0.5
+        travelled = max(1.0, steps * self.commit * mean_of_cosine)
+        return max(self.choice_lr, min(_LEAST_TRAVEL / travelled, _FASTEST_CHOICE))
+
+
+#: Logits that a choice can travel within a search, at least; and the rate that is never exceeded for it.
+_LEAST_TRAVEL = 5.0
+_FASTEST_CHOICE = 0.1
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,8 @@ def search(
     """Train weights, ranges and choices together, in place. Validation is of the hard network."""
     fabric = hardware.fabric()
     net.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    steps = recipe.search_epochs * len(data.train)  # type: ignore[arg-type]
+    choice_lr = recipe.choice_rate(steps)
     share = recipe.search_epochs / max(1, recipe.search_epochs + recipe.finetune_epochs)
 
     def after_step() -> None:
@@ -109,7 +126,7 @@ def search(
         name="search",
         epochs=recipe.search_epochs,
         net=net,
-        optimizer=torch.optim.Adam(net.param_groups(recipe.lr, recipe.choice_lr, recipe.weight_decay)),
+        optimizer=torch.optim.Adam(net.param_groups(recipe.lr, choice_lr, recipe.weight_decay)),
         loss=lambda batch: objective(net, teacher, batch, fabric.device) + price(net),
         validate=lambda: evaluate(net, data.val, objective),
         schedule=lambda group, progress: cosine(progress / recipe.commit if group == "choices" else progress * share),

@@ -1,0 +1,226 @@
+"""The command line: what there is, what it prints, how it fails."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from click.testing import Result
+from typer.testing import CliRunner
+
+from zerobit import export
+from zerobit.cli import app
+from zerobit.workflows import load_run
+
+COMMANDS: dict[str, set[str]] = {
+    "demo": {"--out", "--seed"},
+    "train": {
+        "--task", "--data", "--model", "--out", "--epochs", "--lr", "--batch", "--seed", "--device", "--download",
+    },
+    "search": {
+        "--task", "--data", "--model", "--budget", "--max-drop", "--strength", "--out", "--float", "--float-epochs",
+        "--method", "--shared", "--sampling", "--epochs", "--lr", "--distillation", "--batch", "--seed", "--device",
+        "--download",
+    },
+    "inspect": {"--input", "--json", "target"},
+    "export": {"--format", "--container", "--out", "run"},
+    "verify": {"--data", "run"},
+}  # fmt: skip
+
+
+def _run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_commands_and_options_are_these() -> None:
+    group: Any = typer.main.get_command(app)
+    found = {name: {p.opts[0] for p in command.params} for name, command in group.commands.items()}
+    assert found == COMMANDS
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_explains_every_option(command: str) -> None:
+    result = _run(*command.split(), "--help")
+    assert result.exit_code == 0
+    text = re.sub(r"\x1b\[[0-9;]*m", "", result.output)
+    assert all(name.lstrip("-") in text.lower() for name in COMMANDS.get(command, COMMANDS))
+
+
+def test_no_command_shows_the_help() -> None:
+    assert "search" in _run().output
+
+
+def test_inspect_shows_layers_and_groups() -> None:
+    result = _run("inspect", "zerobit.zoo.models:resnet8", "--input", "1,3,32,32")
+    assert result.exit_code == 0, result.output
+    assert "77,360 weights" in result.output
+    assert "12,501,632 MACs" in result.output
+    assert "block2.conv1" in result.output
+
+
+def test_inspect_speaks_json() -> None:
+    result = _run("inspect", "zerobit.zoo.models:resnet8", "--input", "1x3x32x32", "--json")
+    found = json.loads(result.stdout)
+    assert (found["weights"], found["macs"], found["bytes_at_8_bit"]) == (77_360, 12_501_632, 77_360)
+    assert len(found["layers"]) == 10
+    assert sum(layer["weights"] for layer in found["layers"]) == 77_360
+    assert [g["group"] for g in found["groups"] if g["removable"] != "yes"] == ["classifier"]
+    assert found["barriers"] == []
+    assert found["searched_share"] == 1.0
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a search that is as short as can be."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    result = _run(
+        "search", "--task", "digits", "--budget", "size=25%", "--float-epochs", 1, "--epochs", 1, 1,
+        "--batch", 256, "--device", "cpu", "--out", folder,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "exported" in result.output
+    return folder
+
+
+def _copy(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def test_a_search_leaves_everything_in_its_folder(run: Path) -> None:
+    names = {p.name for p in run.iterdir()}
+    assert {"run.json", "plan.json", "small.safetensors", "model.onnx", "report.html", "float.safetensors"} <= names
+    assert not [n for n in names if n.endswith(".tmp")]
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert (record["task"], record["model"]) == ("digits", "digits")
+    stages = {s["name"]: s for s in record["stages"]}
+    assert list(stages) == ["float", "searched", "fine-tuned", "exported"]
+    assert stages["exported"]["size"] <= 0.25 * 19_408
+    assert stages["float"]["size"] == 4 * 19_408
+
+
+def test_the_same_command_again_resumes(run: Path, tmp_path: Path) -> None:
+    folder = _copy(run, tmp_path)
+    before = {n: (folder / n).read_bytes() for n in ("plan.json", "small.safetensors", "model.onnx")}
+    result = _run(
+        "search", "--task", "digits", "--budget", "size=25%", "--float-epochs", 1, "--epochs", 1, 1,
+        "--batch", 256, "--device", "cpu", "--out", folder,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert {n: (folder / n).read_bytes() for n in before} == before
+
+
+@pytest.mark.parametrize("container", ["packcast", "int8"])
+def test_export_and_verify(run: Path, container: str, tmp_path: Path) -> None:
+    folder = _copy(run, tmp_path)
+    (folder / "model.onnx").unlink()
+    result = _run("export", folder, "--container", container)
+    assert result.exit_code == 0, result.output
+    assert (folder / "model.onnx").is_file()
+    result = _run("verify", folder)
+    assert result.exit_code == 0, result.output
+    assert "equal in every value" in result.output
+
+
+def test_export_writes_where_it_is_told(run: Path, tmp_path: Path) -> None:
+    result = _run("export", run, "--out", tmp_path / "there.onnx")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "there.onnx").read_bytes() == (run / "model.onnx").read_bytes()
+
+
+def test_verify_finds_a_file_of_another_network(run: Path, tmp_path: Path) -> None:
+    folder = _copy(run, tmp_path)
+    record, net = load_run(folder)
+    with torch.no_grad():
+        net.tensors()["classifier.weight"].neg_()
+    export.onnx(net, folder / "model.onnx", mean=record.mean, std=record.std)
+    result = _run("verify", folder)
+    assert result.exit_code == 1
+    assert "NOT EQUAL" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("search", "--budget", "size=lots"), "`budget` for size is 'lots'"),
+        (("search", "--budget", "25%"), "`budget` is '25%'"),
+        (("search", "--budget", "weight=25%"), "`budget` names the cost 'weight'"),
+        (("search", "--budget", "size=25%", "--budget", "bops=25%"), "`budget`"),
+        (("search", "--budget", "size=25%", "--budget", "size=50%"), "`budget`"),
+        (("search", "--budget", "size=25%", "--max-drop", "1"), "`budget`, `strength`, `max_drop`"),
+        (("search",), "`budget`, `strength`, `max_drop`"),
+        (("search", "--strength", "size=much"), "`strength`"),
+        (("search", "--strength", "size=-1"), "`strength`"),
+        (("search", "--max-drop", "-1"), "`max_drop`"),
+        (("search", "--budget", "size=25%", "--method", "guess"), "`method` is 'guess'"),
+        (("search", "--budget", "size=25%", "--sampling", "soft"), "`sampling` is 'soft'"),
+        (("search", "--budget", "size=25%", "--task", "mnist"), "'mnist'"),
+        (("search", "--budget", "size=25%", "--model", "resnet9"), "'resnet9'"),
+        (("search", "--budget", "size=25%", "--float", "nowhere.safetensors"), "`float`"),
+        (("search", "--budget", "size=25%", "--task", "cifar10", "--data", "nowhere"), "`data`"),
+        (("train", "--task", "cifar10", "--data", "nowhere"), "`data`"),
+        (("train", "--task", "npz"), "`data`"),
+        (("train", "--task", "npz", "--data", "nowhere.npz"), "`data`"),
+        (("train", "--batch", "0", "--epochs", "1"), "`batch_size`"),
+        (("train", "--seed", "-1"), "`seed`"),
+        (("train", "--epochs", "0"), "`epochs`"),
+        (("export", "nowhere"), "`run` nowhere"),
+        (("verify", "nowhere"), "`run` nowhere"),
+        (("inspect", "zerobit.zoo.models", "--input", "1,3"), "`target`"),
+        (("inspect", "zerobit.zoo.models:resnet9", "--input", "1,3"), "`target`"),
+        (("inspect", "no_such_module:net", "--input", "1,3"), "`target`"),
+        (("inspect", "zerobit.zoo.models:resnet8", "--input", "1,3,a"), "`input`"),
+        (("inspect", "zerobit.zoo.models:resnet8", "--input", "1,3,0,32"), "`input`"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, tuple) else "",
+)
+def test_mistakes_end_with_one_line_that_names_them(
+    arguments: tuple[str, ...], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = _run(*arguments)
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert named in line
+    assert list(tmp_path.iterdir()) == [], "nothing is written before a mistake is found"
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "named"),
+    [
+        ("small.safetensors", "truncate", "`path`"),
+        ("small.safetensors", "remove", "`path`"),
+        ("run.json", "truncate", "`run`"),
+        ("run.json", "remove", "`run`"),
+    ],
+)
+@pytest.mark.parametrize("command", ["export", "verify"])
+def test_damaged_runs_are_refused(command: str, name: str, damage: str, named: str, run: Path, tmp_path: Path) -> None:
+    folder = _copy(run, tmp_path)
+    file = folder / name
+    if damage == "remove":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    result = _run(command, folder)
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert named in line
+    assert str(file if name == "small.safetensors" else folder) in line
+
+
+@pytest.mark.parametrize(("option", "value"), [("--format", "c99"), ("--container", "zip")])
+def test_unknown_formats_are_refused(option: str, value: str, run: Path, tmp_path: Path) -> None:
+    result = _run("export", run, option, value, "--out", tmp_path / "x.onnx")
+    assert result.exit_code == 2, result.output
+    assert option.strip("-") in result.stderr
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_an_unknown_option_is_a_usage_error() -> None:
+    assert _run("search", "--bugdet", "size=25%").exit_code == 2
