@@ -397,12 +397,12 @@ def padded() -> nn.Module:
 
 
 def shared() -> nn.Module:
-    """One layer called twice, then one whose first call reads the input."""
+    """A layer called twice, first on the input; then one between others, with a BatchNorm for each call."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
         x = F.relu(m.first(F.relu(m.first(x))))
         x = F.relu(m.stem(x))
-        x = F.relu(m.twice(F.relu(m.twice(x))))
+        x = F.relu(m.bn2(m.twice(F.relu(m.bn1(m.twice(x))))))
         return m.fc(x.mean((2, 3)))
 
     return Forward(
@@ -410,6 +410,8 @@ def shared() -> nn.Module:
         first=nn.Conv2d(2, 2, 1),
         stem=nn.Conv2d(2, 5, 1),
         twice=nn.Conv2d(5, 5, 3, padding=1),
+        bn1=nn.BatchNorm2d(5),
+        bn2=nn.BatchNorm2d(5),
         fc=nn.Linear(5, 3),
     )
 

@@ -5,7 +5,7 @@ from functools import cache
 
 import torch
 
-from cases import captured, case
+from cases import case, randomised
 from zerobit.search.attach import SearchNet, attach
 from zerobit.search.method import ChannelSoftmax
 
@@ -33,9 +33,8 @@ QUICK = ("digits", "inverted_residual", "concat_branches", "tcn", "pre_activatio
 @cache
 def _attached(name: str, method: ChannelSoftmax) -> SearchNet:
     row = case(name)
-    model, _ = captured(row)
     torch.manual_seed(0)
-    return attach(model, row.inputs(4), method)
+    return attach(randomised(row.build()), row.inputs(4), method)
 
 
 def attached(name: str, method: str | ChannelSoftmax = "default") -> SearchNet:

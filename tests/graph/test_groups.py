@@ -193,7 +193,8 @@ def test_a_layer_called_twice_ties_its_outputs_to_its_inputs() -> None:
         ("stem", 5, None),
         ("fc", 3, OUTPUT),
     ]
-    assert _modules(graph, "stem") == ["stem", "twice", "twice"]
+    assert _modules(graph, "stem") == ["stem", "twice", "bn1", "twice", "bn2"]
+    norms = [f"bn{i}.{part}" for i in (1, 2) for part in ("weight", "bias", "running_mean", "running_var")]
     assert _parameters(graph, "stem") == _one_each(
         5,
         ("stem.weight", 0),
@@ -202,7 +203,23 @@ def test_a_layer_called_twice_ties_its_outputs_to_its_inputs() -> None:
         ("twice.weight", 1),
         ("twice.bias", 0),
         ("fc.weight", 1),
+        *((name, 0) for name in norms),
     )
+
+
+def test_a_parameter_that_is_returned_keeps_its_shape() -> None:
+    class Returns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1 = nn.Linear(3, 4)
+            self.fc2 = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.fc2(self.fc1(x)), self.fc1.bias
+
+    graph = describe(capture(Returns(), torch.randn(2, 3)))
+    assert _summary(graph) == [("fc1", 4, OUTPUT), ("fc2", 2, OUTPUT)]
+    assert graph.outputs == ("linear_1", "fc1.bias")
 
 
 def test_what_meets_unevenly_is_frozen() -> None:

@@ -151,12 +151,14 @@ def test_advance_sets_the_temperature(start: float, end: float, progress: float,
     assert net.progress == progress
 
 
-@pytest.mark.parametrize("method", METHODS)
+#: A sample is not the start, and two of the three published copies are coarse.
+STARTING = [name for name, how in METHODS.items() if how.sampling != "gumbel" and how.grid != "minmax"]
+
+
+@pytest.mark.parametrize("method", STARTING)
 def test_search_starts_near_the_trained_network(method: str) -> None:
     """Soft gates start below 1; unless they were scaled, much of the output would be gone after some layers."""
-    row, how = case("concat_branches"), METHODS[method]
-    if how.sampling == "gumbel" or how.grid == "minmax":
-        pytest.skip("a sample is not the start; two of three published copies are coarse")
+    row = case("concat_branches")
     model, _ = captured(row)
     net = attached(row.name, method).train()
     with torch.no_grad():

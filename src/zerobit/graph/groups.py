@@ -16,10 +16,15 @@ def find_groups(graph: Graph) -> Graph:
         state.tensors[name] = Axes((None,) * len(graph.shapes[name]))
     for op in graph.ops:
         state.tensors[op.name] = _propagate(op, state, graph)
-    for op in graph.barriers:
-        _pin_parameters(op, state)
+    for op in graph.barriers:  # now that all channels are known: what they read keeps its shape
+        for name in op.parameters:
+            reason = f"`{name}` is read by `{op.name}` ({op.target}), an op without a rule"
+            _pin_parameter(name, reason, state)
     for name in graph.outputs:
-        state.pin(name, "an output of the network")
+        if name in state.tensors:
+            state.pin(name, "an output of the network")
+        else:
+            _pin_parameter(name, "an output of the network", state)
     return replace(graph, groups=tuple(_read_off(state, graph)))
 
 
@@ -33,12 +38,11 @@ def _propagate(op: Op, state: AxisState, graph: Graph) -> Axes:
     return RULES[op.target].couple(op, state, graph.shapes)
 
 
-def _pin_parameters(op: Op, state: AxisState) -> None:
-    """A parameter that an op without a rule reads too keeps its shape."""
-    for name in op.parameters:
-        for labels in state.parameters.get(name, ()):
-            if labels is not None:
-                state.atoms.pin(labels, f"`{name}` is read by `{op.name}` ({op.target}), an op without a rule")
+def _pin_parameter(name: str, reason: str, state: AxisState) -> None:
+    """A parameter keeps its shape."""
+    for labels in state.parameters.get(name, ()):
+        if labels is not None:
+            state.atoms.pin(labels, reason)
 
 
 def _read_off(state: AxisState, graph: Graph) -> list[ChannelGroup]:
