@@ -36,7 +36,7 @@ def test_batches_are_split(batch: Any, args: tuple[Any, ...], kwargs: dict[str, 
 @pytest.mark.parametrize(
     "batch",
     [X, (X,), [], {}, {"labels": Y}, {"x": X}, {"x": X, "labels": Y, "target": Y}, "text", None],
-    ids=str,
+    ids=["tensor", "one", "list", "dict", "target only", "input only", "two targets", "text", "none"],
 )
 def test_batches_of_other_forms_are_refused(batch: Any) -> None:
     with pytest.raises(TrainingError, match=r"`batch` is a .*pass `batch_format`"):
