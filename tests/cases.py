@@ -275,6 +275,17 @@ def rows() -> nn.Module:
     )
 
 
+def rows_mean() -> nn.Module:
+    """A BatchNorm and a mean over channels; those of the linear layer lie on another dimension and stay."""
+    return Forward(
+        lambda m, x: m.fc(F.relu(m.bn(m.rows(m.conv(x)))).mean(1)),
+        conv=nn.Conv1d(2, 4, 1),
+        rows=nn.Linear(8, 5),
+        bn=nn.BatchNorm1d(4),
+        fc=nn.Linear(5, 3),
+    )
+
+
 def grouped() -> nn.Module:
     """Grouped convolution, depthwise with two filters per channel, depthwise on the input."""
 
@@ -576,6 +587,7 @@ CASES: tuple[ModelCase, ...] = (
     ModelCase("concat_batch_norm", concat_batch_norm, IMAGE),
     ModelCase("tcn", tcn, (2, 8)),
     ModelCase("rows", rows, (2, 8)),
+    ModelCase("rows_mean", rows_mean, (2, 8)),
     ModelCase("grouped", grouped, IMAGE),
     ModelCase("pre_activation", pre_activation, IMAGE),
     ModelCase("in_place", in_place, IMAGE),

@@ -294,10 +294,11 @@ def _prepare(
         msg = "`train_loader` gave no batch; it must give at least one; check its length"
         raise TrainingError(msg)
     args, kwargs = batches[0]
-    net = attach(model, args, method or ChannelSoftmax(), kwargs)
+    default = ChannelSoftmax()
+    net = attach(model, args, method or default, kwargs)
     calibrate(net, batches)
     if method is None and isinstance(price, Budget):
-        _start_near(net, price)
+        _start_near(net, default, price)
     held = [job.objective.read(b, cpu)[:2] for b in itertools.islice(job.data.val, 4)]
     flat = [net.flatten_inputs(a, k) for a, k in held]
     samples = {
@@ -309,11 +310,13 @@ def _prepare(
     return net, samples
 
 
-def _start_near(net: SearchNet, budget: Budget) -> None:
+def _start_near(net: SearchNet, method: ChannelSoftmax, budget: Budget) -> None:
     """Start from the widest uniform network that keeps the budget, or from the narrowest."""
     costs = {b: float(budget.cost(usage(net.graph, uniform(net.graph, b)))) for b in net.method.widths}
     within = [b for b, cost in costs.items() if cost <= budget.limit(net.graph) * (1 + 1e-9)]
-    net.start_at(max(within, default=min(net.method.widths)))
+    bits = max(within, default=min(net.method.widths))
+    net.method = replace(method, start_bits=bits)
+    net.start_at(bits)
 
 
 def _announce(graph: Graph, price: AbstractPrice, console: Console) -> None:

@@ -105,7 +105,7 @@ def layer_table(rows: Sequence[LayerRow]) -> Table:
     """Terminal table of layers."""
     table = Table(title="Layers", title_justify="left")
     for title in ("weight", "channels kept", "bits", "bytes", "share"):
-        table.add_column(title, justify="left" if title in ("weight", "bits") else "right")
+        table.add_column(title, justify="left" if title in ("weight", "bits") else "right", overflow="fold")
     for row in rows:
         kept = f"{row.kept} of {row.channels}"
         table.add_row(row.name, kept, widths_text(row.widths), f"{row.size:,.1f}", f"{row.share:.1%}")

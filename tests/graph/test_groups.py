@@ -241,6 +241,26 @@ def test_channels_on_another_dimension_freeze_a_convolution() -> None:
     assert _parameters(graph, "conv1") == _one_each(6, ("conv1.weight", 0), ("conv1.bias", 0), ("conv2.weight", 1))
 
 
+def test_channels_on_another_dimension_freeze_a_batch_norm() -> None:
+    graph = _graph("rows_mean")
+    assert _group(graph, "conv").frozen == "averaged over in `mean`"
+    assert _group(graph, "rows").frozen == "not on the channel dimension of `batch_norm`"
+
+
+def test_of_several_reasons_the_first_is_given() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            b = self.b(x)
+            return torch.floor(b), self.a(x) + b
+
+    (group,) = describe(capture(Twice(), torch.randn(2, 3))).groups
+    assert group.frozen == "read by `floor` (aten.floor.default), an op without a rule"
+
+
 def test_a_batch_norm_that_stays_is_masked_too() -> None:
     graph = _graph("pre_activation")
     assert _modules(graph, "stem") == ["stem", "bn1", "conv2", "bn3"]

@@ -146,10 +146,8 @@ REFUSED: dict[str, Callable[[Tensor], Tensor]] = {
     "max pool, dilated": lambda x: F.max_pool2d(x, 2, dilation=2),
     "average pool, ceil": lambda x: F.avg_pool2d(x, 3, 2, ceil_mode=True),
     "average pool, other divisor": lambda x: F.avg_pool2d(x, 2, divisor_override=3),
-    "mean of all": lambda x: x.mean().expand(x.shape[0], 1),
     "mean over the batch": lambda x: x.mean(0, keepdim=True).expand(x.shape[0], -1, -1, -1),
     "mean in another type": lambda x: x.mean((2, 3), dtype=torch.float32).double(),
-    "squeeze of what is 1": lambda x: x.mean((2, 3), keepdim=True).squeeze(),
 }
 
 
@@ -157,7 +155,7 @@ REFUSED: dict[str, Callable[[Tensor], Tensor]] = {
 def test_a_form_without_a_rule_is_a_barrier(name: str) -> None:
     program, _ = _captured(REFUSED[name], (4, 4, 4))
     graph = describe(program)
-    assert graph.barriers
+    assert any(op.target in RULES for op in graph.barriers)
     assert graph.groups[0].frozen is not None
     assert "an op without a rule" in graph.groups[0].frozen
 

@@ -15,12 +15,13 @@ from zerobit.graph.edits import cut
 from zerobit.graph.folding import fold_batch_norm
 from zerobit.graph.ir import Kind
 
-# BatchNorms that read a sum, a concatenation, an input or a layer that is called twice.
+# BatchNorms that read a sum, a concatenation, an input, rows, or a layer that is called twice.
 UNFOLDED = {
     "pre_activation": ["bn1", "bn3"],
     "concat_batch_norm": ["bn"],
     "linear_batch_norm": ["bn0"],
     "shared": ["bn1", "bn2"],
+    "rows_mean": ["bn"],
 }
 
 every_case = pytest.mark.parametrize("row", CASES, ids=lambda row: row.name)
