@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import platform
-import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -28,7 +28,7 @@ from zerobit.cost.price import reference_cost
 from zerobit.cut.apply import apply
 from zerobit.cut.decide import decide
 from zerobit.graph.ir import ChannelGroup
-from zerobit.report import Stage
+from zerobit.report import Stage, write_text
 from zerobit.runs import Run, load_float
 from zerobit.search.attach import SearchNet, attach, calibrate
 from zerobit.search.method import ChannelSoftmax
@@ -107,18 +107,13 @@ def _unit_norms(net: SearchNet, group: ChannelGroup) -> torch.Tensor:
     return total
 
 
-def once(path: Path, make: object) -> tuple[Stage, float]:
-    """A row from its file, or made now; with the seconds it took."""
+def once(path: Path, make: Callable[[], Stage]) -> Stage:
+    """A row from its file, or made now."""
     if path.exists():
-        data = json.loads(path.read_text())
-        return Stage(**data["stage"]), float(data["seconds"])
-    start = time.perf_counter()
-    stage = make()  # type: ignore[operator]
-    seconds = time.perf_counter() - start
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"stage": asdict(stage), "seconds": seconds}, indent=2))
-    temporary.replace(path)
-    return stage, seconds
+        return Stage(**json.loads(path.read_text(encoding="utf-8"))["stage"])
+    stage = make()
+    write_text(path, json.dumps({"stage": asdict(stage)}, indent=2))
+    return stage
 
 
 def machine() -> str:
@@ -129,7 +124,7 @@ def machine() -> str:
     return f"{platform.machine()} {cpu}, {os.cpu_count()} cores, {versions}"
 
 
-def page(rows: list[tuple[Stage, float]], epochs: tuple[int, int], seed: int) -> str:
+def page(rows: list[Stage], epochs: tuple[int, int], seed: int) -> str:
     """The markdown page."""
     lines = [
         "# Results",
@@ -141,13 +136,12 @@ def page(rows: list[tuple[Stage, float]], epochs: tuple[int, int], seed: int) ->
         f"8-bit activations and trained for the same {sum(epochs)} epochs from the same float network"
         f" ({epochs[0]} of search and {epochs[1]} of fine-tuning for the searched one).",
         "",
-        "| network | weights [B] | MACs | val [%] | test [%] | minutes |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| network | weights [B] | MACs | val [%] | test [%] |",
+        "|---|---:|---:|---:|---:|",
     ]
-    for stage, seconds in rows:
+    for stage in rows:
         val, test = 100 * (stage.val or 0), 100 * (stage.test or 0)
-        minutes = f"{seconds / 60:.0f}" if seconds else ""
-        lines.append(f"| {stage.name} | {stage.size:,.0f} | {stage.macs:,.0f} | {val:.2f} | {test:.2f} | {minutes} |")
+        lines.append(f"| {stage.name} | {stage.size:,.0f} | {stage.macs:,.0f} | {val:.2f} | {test:.2f} |")
     lines += [
         "",
         "The searched row is of the exported ONNX file, run by ONNX Runtime.",
@@ -193,7 +187,7 @@ def main() -> None:
         console.print(title)
         return fixed(title, net, teacher, task, settings(folder), sum(epochs), console)
 
-    rows = [(_float_row(teacher, task, batches), 0.0)]
+    rows = [_float_row(teacher, task, batches)]
     for title, make in makers.items():
         path = args.runs / f"{title.replace(' ', '-')}.json"
         if path.exists() or args.rows is None or title in args.rows:

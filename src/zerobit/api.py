@@ -310,11 +310,18 @@ def _prepare(
     return net, samples
 
 
+#: Share of the cost at the widest width above which the narrowest saves little.
+_WIDTH_MATTERS = 0.75
+
+
 def _start_near(net: SearchNet, method: ChannelSoftmax, budget: Budget) -> None:
     """Start from the widest uniform network that keeps the budget, or from the narrowest."""
     costs = {b: float(budget.cost(usage(net.graph, uniform(net.graph, b)))) for b in net.method.widths}
     within = [b for b, cost in costs.items() if cost <= budget.limit(net.graph) * (1 + 1e-9)]
-    bits = max(within, default=min(net.method.widths))
+    narrow, wide = min(costs), max(costs)
+    # where width alone can't meet the budget and hardly matters (MACs, MPIC), the search prunes: it starts wide
+    start = wide if costs[narrow] > _WIDTH_MATTERS * costs[wide] else narrow
+    bits = max(within, default=start)
     net.method = replace(method, start_bits=bits)
     net.start_at(bits)
 

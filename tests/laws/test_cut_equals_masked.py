@@ -79,7 +79,7 @@ def test_bit_for_bit_with_exact_values(row: ModelCase, fold: bool) -> None:
     if fold:
         fold_batch_norm(program)
     graph, inputs = describe(program), row.dyadic_inputs(2, seed=1)
-    for keep in choices(graph, seeds=2):
+    for keep in choices(graph, seeds=2 if fold else 1):
         small = results(cut_copy(program, graph, keep), inputs)
         large = masked(program, keep, inputs)
         assert all(torch.equal(a, b) for a, b in zip(small, large, strict=True)), units(keep)

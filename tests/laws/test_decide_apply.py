@@ -314,10 +314,10 @@ def test_plans_that_do_not_fit_are_refused() -> None:
 
 
 def test_a_weight_outside_all_groups_keeps_its_channels() -> None:
-    """Its outputs are positions, which no group holds."""
-    net = attached("rows")
-    with pytest.raises(PlanError, match=r"`weights\.rows\.weight\.bits` is 0 at channel 1, which can't be removed"):
-        apply(net, _edit(decide(net), "rows.weight", 1, 0))
+    """It lies unevenly along a concatenation, so that no group holds it."""
+    net = attached("concat_add")
+    with pytest.raises(PlanError, match=r"`weights\.a\.weight\.bits` is 0 at channel 1, which can't be removed"):
+        apply(net, _edit(decide(net), "a.weight", 1, 0))
 
 
 def test_another_plan_for_a_network_that_is_cut_is_refused() -> None:

@@ -189,6 +189,21 @@ def test_tied_parameters_stay_tied() -> None:
     assert len(list(program.parameters())) == len(list(captured(case("tied"))[0].parameters()))
 
 
+def test_constants_in_the_code_are_copied() -> None:
+    table = torch.ones(3)
+
+    class Table(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + table
+
+    program = capture(Table(), torch.zeros(2, 3))
+    assert program.state_dict() == {}
+    (own,) = program.tensors().values()
+    own.zero_()
+    assert table.tolist() == [1, 1, 1]
+    assert program(torch.zeros(1, 3)).tolist() == [[0, 0, 0]]
+
+
 def test_frozen_parameters_stay_frozen() -> None:
     model = case("pre_activation").build()
     model.get_submodule("conv1").requires_grad_(False)

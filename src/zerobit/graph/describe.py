@@ -55,9 +55,9 @@ def _target(node: Node) -> str:
 
 
 def _module(node: Node) -> str:
-    """Path of the user's module that a call comes from; torch marks later calls of one module with "@1"."""
+    """Path of the user's module that a call comes from."""
     stack = list((node.meta.get(STACK) or {}).values())
-    return str(stack[-1][0]).split("@")[0] if stack else ""
+    return str(stack[-1][0]) if stack else ""
 
 
 def bind(node: Node, names: Mapping[Node, str] | None = None) -> Arguments:

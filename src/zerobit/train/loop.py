@@ -45,8 +45,19 @@ class Hardware:
     progress: bool = True
 
     def fabric(self) -> Fabric:
-        """A Fabric on one device."""
-        return Fabric(accelerator=self.device, devices=1, precision=self.precision)  # type: ignore[arg-type]
+        """A Fabric on one device.
+
+        Raises:
+            TrainingError: there is no such device or precision here.
+        """
+        try:
+            return Fabric(accelerator=self.device, devices=1, precision=self.precision)  # type: ignore[arg-type]
+        except Exception as error:  # Lightning raises several types of its own
+            msg = (
+                f"`device` {self.device!r} with `precision` {self.precision!r} can't be used: "
+                f"{str(error).splitlines()[0]}; use 'cpu' or 'auto', and '32-true'"
+            )
+            raise TrainingError(msg) from None
 
 
 class Stateful(Protocol):

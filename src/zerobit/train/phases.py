@@ -135,7 +135,7 @@ def search(
         note=note,
         extra={"price": price},
     )
-    settings = {"recipe": recipe, "method": net.method, "price": price.describe(), "seed": hardware.seed}
+    settings = {"recipe": recipe, "method": net.method, "price": price.describe(), **_shared(objective, hardware)}
     return run_phase(
         phase, data.train, hardware, fabric=fabric, checkpoint=checkpoint, settings=settings, console=console
     )
@@ -165,7 +165,17 @@ def finetune(
         validate=lambda: evaluate(net, data.val, objective),
         schedule=lambda group, progress: cosine(start + (1 - start) * progress),
     )
-    settings = {"recipe": recipe, "plan": net.plan.hash, "seed": hardware.seed}
+    settings = {"recipe": recipe, "plan": net.plan.hash, **_shared(objective, hardware)}
     return run_phase(
         phase, data.train, hardware, fabric=fabric, checkpoint=checkpoint, settings=settings, console=console
     )
+
+
+def _shared(objective: Objective, hardware: Hardware) -> dict[str, Any]:
+    """Settings that every compressing phase depends on."""
+    return {
+        "distillation": objective.distillation,
+        "softness": objective.softness,
+        "precision": hardware.precision,
+        "seed": hardware.seed,
+    }
