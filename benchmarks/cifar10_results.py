@@ -26,8 +26,7 @@ from zerobit.cost import Macs, Size
 from zerobit.cost.base import usage
 from zerobit.cost.price import reference_cost
 from zerobit.cut.apply import apply
-from zerobit.cut.decide import decide
-from zerobit.graph.ir import ChannelGroup
+from zerobit.cut.decide import decide, unit_norms
 from zerobit.report import Stage, write_text
 from zerobit.runs import Run, load_float
 from zerobit.search.attach import SearchNet, attach, calibrate
@@ -91,20 +90,10 @@ def _keep_share(net: SearchNet, share: float) -> None:
     for group in net.graph.groups:
         choice = net.group_choice(group)
         if choice is not None:
-            norms = _unit_norms(net, group)
+            norms = unit_norms(net, group)
             kept = norms.topk(max(1, int(share * group.units))).indices
             choice.gate.fill_(-1.0)
             choice.gate[kept] = 1.0
-
-
-def _unit_norms(net: SearchNet, group: ChannelGroup) -> torch.Tensor:
-    tensors = net.tensors()
-    total = torch.zeros(group.units)
-    for member in group.members:
-        if member.tensor in tensors and member.dim == 0 and tensors[member.tensor].dim() > 1:
-            rows = tensors[member.tensor].detach().flatten(1).square().sum(1)
-            total += rows[torch.as_tensor(member.index)].sum(1)
-    return total
 
 
 def once(path: Path, make: Callable[[], Stage]) -> Stage:
@@ -132,8 +121,8 @@ def page(rows: list[Stage], epochs: tuple[int, int], seed: int) -> str:
         "## ResNet-8 on CIFAR-10, a quarter of the 8-bit size",
         "",
         "Data: CIFAR-10 in a copy whose images were recompressed as JPEG, train and test alike; accuracies are some",
-        "points below those on the lossless set. Validation: 5,000 of the training images. One seed. All networks have",
-        f"8-bit activations and trained for the same {sum(epochs)} epochs from the same float network"
+        "points below those on the lossless set. Validation: 5,000 of the training images. One seed. All networks but",
+        f"the float one have 8-bit activations and trained for the same {sum(epochs)} epochs, from the float one"
         f" ({epochs[0]} of search and {epochs[1]} of fine-tuning for the searched one).",
         "",
         "| network | weights [B] | MACs | val [%] | test [%] |",

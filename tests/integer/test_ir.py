@@ -193,7 +193,8 @@ def test_accumulator_bound_is_exact():
 
 def test_full_range_weights_are_legal():
     for bits in range(2, 9):
-        _with_op(1, _conv(weights=_weights(3, 2, 3, 3, value=-(2 ** (bits - 1)), bits=bits))).validate()
+        graph = _with_op(1, _conv(weights=_weights(3, 2, 3, 3, value=-(2 ** (bits - 1)), bits=bits)))
+        assert graph.validate() is graph
 
 
 def test_weights_are_read_only_copies():

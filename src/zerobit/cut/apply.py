@@ -142,7 +142,7 @@ def _check_fits(graph: Graph, plan: Plan) -> None:
             "use the plan with the network it was decided for"
         )
         raise PlanError(msg)
-    weights = {op.weight for op in graph.weighted}
+    weights = set(graph.searched_weights)
     sites = {site.name: site.tensors for site in activation_sites(graph)}
     given = {name: a.tensors for name, a in plan.activations.items()}
     if set(plan.weights) != weights or given != sites:

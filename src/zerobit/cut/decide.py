@@ -72,11 +72,11 @@ def _keep_score(net: SearchNet, group: ChannelGroup, choice: AbstractChoice | No
     p = choice.probability().double().cpu()
     stay = 1 - p[:, 0] if isinstance(choice, CoupledChoice) else p
     odds = torch.logit(stay.clamp(1e-9, 1 - 1e-9))
-    norm = _unit_norms(net, group)
+    norm = unit_norms(net, group)
     return odds + _TIE_BREAK * norm / norm.mean().clamp_min(1e-12)
 
 
-def _unit_norms(net: SearchNet, group: ChannelGroup) -> Tensor:
+def unit_norms(net: SearchNet, group: ChannelGroup) -> Tensor:
     """[units], root of the summed squared weights that make each unit."""
     total = torch.zeros(group.units, dtype=torch.float64)
     tensors = net.tensors()

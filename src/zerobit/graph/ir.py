@@ -121,6 +121,11 @@ class Graph:
         return tuple(op for op in self.ops if op.kind in (Kind.CONV, Kind.LINEAR) and op.weight is not None)
 
     @property
+    def searched_weights(self) -> tuple[str, ...]:
+        """Names of the weights that are searched, each once, in order of first use."""
+        return tuple(dict.fromkeys(op.weight for op in self.weighted if op.weight is not None))
+
+    @property
     def barriers(self) -> tuple[Op, ...]:
         """Ops without a rule."""
         return tuple(op for op in self.ops if op.kind is Kind.BARRIER)
@@ -128,7 +133,7 @@ class Graph:
     @property
     def float_weights(self) -> tuple[str, ...]:
         """Weight tensors (two or more dimensions) read by barriers only; they stay in float32."""
-        searched = {op.weight for op in self.weighted}
+        searched = self.searched_weights
         names = dict.fromkeys(name for op in self.barriers for name in op.parameters)
         return tuple(n for n in names if n not in searched and len(self.parameters[n]) > 1)
 

@@ -174,8 +174,7 @@ class SearchNet(Program):
         Args:
             bits: one of the method's widths.
         """
-        for weight in dict.fromkeys(op.weight for op in self.graph.weighted):
-            assert weight is not None
+        for weight in self.graph.searched_weights:
             width = self.weight_slot(weight).width
             if width is not None:
                 width.width.copy_(start_logits(width.widths, bits).expand_as(width.width))
@@ -224,8 +223,7 @@ class SearchNet(Program):
         """The choices as distributions; differentiable and without noise, or the hard choice."""
         keep = {group.name: self._keep(group, hard=hard) for group in self.graph.groups}
         weights = {}
-        for weight in dict.fromkeys(op.weight for op in self.graph.weighted):
-            assert weight is not None
+        for weight in self.graph.searched_weights:
             weights[weight] = self._weight_dist(weight, keep, hard=hard)
         activations = {}
         for site in self.sites:
@@ -327,8 +325,7 @@ def attach(
     for group in graph.groups:
         _attach_choice(net, group)
     _attach_gates(net)
-    for weight in dict.fromkeys(op.weight for op in graph.weighted):
-        assert weight is not None
+    for weight in graph.searched_weights:
         _attach_weight(net, weight)
     for site in net.sites:
         _attach_activation(net, site)
@@ -345,7 +342,7 @@ def _attach_choice(net: SearchNet, group: ChannelGroup) -> None:
 
 def _attach_gates(net: SearchNet) -> None:
     """Gates on biases and unfolded norms; on a whole result where its bias lies across the units."""
-    weights = {op.weight for op in net.graph.weighted}
+    weights = net.graph.searched_weights
     done: set[str] = set()
     for op in net.graph.ops:
         ours = {g.name for g in net.graph.groups if op.name in g.affine} & net.choosing_groups

@@ -41,6 +41,11 @@ class Recipe:
     commit: float = 0.6
     weight_decay: float = 0.0
 
+    @property
+    def search_share(self) -> float:
+        """Share of all epochs that are search."""
+        return self.search_epochs / max(1, self.search_epochs + self.finetune_epochs)
+
     def choice_rate(self, steps: int) -> float:
         """Learning rate of choices for a search of this many steps.
 
@@ -112,10 +117,6 @@ def search(
     net.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = recipe.search_epochs * len(data.train)  # type: ignore[arg-type]
     choice_lr = recipe.choice_rate(steps)
-    share = recipe.search_epochs / max(1, recipe.search_epochs + recipe.finetune_epochs)
-
-    def after_step() -> None:
-        price.update(net)
 
     def note() -> str:
         with torch.no_grad():
@@ -129,9 +130,11 @@ def search(
         optimizer=torch.optim.Adam(net.param_groups(recipe.lr, choice_lr, recipe.weight_decay)),
         loss=lambda batch: objective(net, teacher, batch, fabric.device) + price(net),
         validate=lambda: evaluate(net, data.val, objective),
-        schedule=lambda group, progress: cosine(progress / recipe.commit if group == "choices" else progress * share),
+        schedule=lambda group, progress: cosine(
+            progress / recipe.commit if group == "choices" else progress * recipe.search_share
+        ),
         before_step=net.advance,
-        after_step=after_step,
+        after_step=lambda: price.update(net),
         note=note,
         extra={"price": price},
     )
@@ -155,7 +158,7 @@ def finetune(
     """Train a cut network at its fixed widths, in place, along the rest of the recipe's cosine."""
     fabric = hardware.fabric()
     net.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    start = recipe.search_epochs / max(1, recipe.search_epochs + recipe.finetune_epochs)
+    start = recipe.search_share
     phase = Phase(
         name="fine-tune",
         epochs=recipe.finetune_epochs,
