@@ -141,7 +141,7 @@ def as_data(graph: Graph) -> dict[str, Any]:
         "shapes": dict(graph.shapes),
         "parameters": dict(graph.parameters),
         "groups": [
-            (g.name, g.units, g.affine, g.frozen, [(m.tensor, m.dim, m.index.tolist()) for m in g.members])
+            (g.name, g.units, g.masked, g.frozen, [(m.tensor, m.dim, m.index.tolist()) for m in g.members])
             for g in graph.groups
         ],
     }
@@ -225,7 +225,7 @@ def concat_identity() -> nn.Module:
 
 
 def concat_add() -> nn.Module:
-    """A concatenation is added to one layer: its channels hang together with both of two others."""
+    """A concatenation is added to one layer: half of its channels go with those of one other, half of another."""
     return Forward(
         lambda m, x: m.last(torch.cat([m.a(x), m.b(x)], 1) + m.c(x)),
         a=nn.Conv2d(2, 3, 1),
@@ -391,7 +391,7 @@ def pools() -> nn.Module:
 
 
 def padded() -> nn.Module:
-    """Asymmetric padding with zero, and with one, which no cut may pass."""
+    """Asymmetric padding with zero, and with one, which is masked where channels are gone."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
         x = m.conv1(F.pad(x, (0, 1, 1, 0)))
@@ -446,7 +446,7 @@ def mean_over_space() -> nn.Module:
 def barrier() -> nn.Module:
     """An op that no rule knows stands in the middle."""
     return Forward(
-        lambda m, x: m.fc(m.conv3(torch.floor(m.conv2(F.relu(m.conv1(x))))).flatten(1)),
+        lambda m, x: m.fc(m.conv3(m.conv2(F.relu(m.conv1(x))).sort(1).values).flatten(1)),
         conv1=nn.Conv2d(2, 5, 1),
         conv2=nn.Conv2d(5, 4, 1),
         conv3=nn.Conv2d(4, 3, 1),
@@ -478,7 +478,7 @@ def tied() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
         x = F.relu(m.left(x)) + F.relu(m.right(x))
         x = m.conv(x).flatten(1)
-        return m.fc2(m.fc1(x)) * m.fc1.weight.sin().sum()
+        return m.fc2(m.fc1(x)) * m.fc1.weight.sort(0).values.sum()
 
     model = Forward(
         forward,
@@ -572,6 +572,123 @@ def recurrent() -> nn.Module:
     )
 
 
+def transposed() -> nn.Module:
+    """Transposed convolutions: dense, grouped, depthwise with two filters for each channel."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = F.relu(m.grouped(F.relu(m.dense(m.stem(x)))))
+        return m.last(F.relu(m.depthwise(x))).mean((2, 3))
+
+    return Forward(
+        forward,
+        stem=nn.Conv2d(2, 4, 1),
+        dense=nn.ConvTranspose2d(4, 6, 2, stride=2),
+        grouped=nn.ConvTranspose2d(6, 8, 3, padding=1, groups=2),
+        depthwise=nn.ConvTranspose2d(8, 16, 1, groups=8, bias=False),
+        last=nn.Conv2d(16, 3, 1),
+    )
+
+
+def mixer() -> nn.Module:
+    """A residual stream under LayerNorm, mixed over positions and over channels."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        x = x + m.mix(m.norm1(x).transpose(1, 2)).transpose(1, 2)
+        x = x + m.down(F.relu(m.up(m.norm2(x))))
+        return m.head(m.norm3(x).mean(1))
+
+    return Forward(
+        forward,
+        stem=nn.Linear(3, 6),
+        norm1=nn.LayerNorm(6),
+        mix=nn.Linear(4, 4),
+        norm2=nn.LayerNorm(6),
+        up=nn.Linear(6, 8),
+        down=nn.Linear(8, 6),
+        norm3=nn.LayerNorm(6),
+        head=nn.Linear(6, 3),
+    )
+
+
+def attention() -> nn.Module:
+    """Two heads of four channels; queries, keys and values come from one layer."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        query, key, value = m.qkv(x).reshape(x.shape[0], x.shape[1], 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return m.head((x + m.out(y)).mean(1))
+
+    return Forward(forward, stem=nn.Linear(3, 6), qkv=nn.Linear(6, 24), out=nn.Linear(8, 6), head=nn.Linear(6, 3))
+
+
+def pixel_shuffle() -> nn.Module:
+    """Channels to space, and back."""
+    return Forward(
+        lambda m, x: m.fc(F.pixel_unshuffle(m.last(F.relu(F.pixel_shuffle(m.conv(x), 2))), 4).flatten(1)),
+        conv=nn.Conv2d(2, 16, 1),
+        last=nn.Conv2d(4, 2, 1),
+        fc=nn.Linear(128, 4, bias=False),
+    )
+
+
+def halves() -> nn.Module:
+    """A range of channels gates another; the whole is read in overlapping ranges as well."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        one, other = x.chunk(2, 1)
+        return torch.cat([m.left(F.relu(one) * other), m.right(x[:, 1:3])], 1).mean((2, 3))
+
+    return Forward(forward, stem=nn.Conv2d(2, 8, 1), left=nn.Conv2d(4, 3, 1), right=nn.Conv2d(2, 2, 1))
+
+
+def embedded() -> nn.Module:
+    """Positions of the sign of a value pick rows of a table, which are added to a layer's output."""
+    return Forward(
+        lambda m, x: m.fc(F.relu(m.stem(x) + m.table((x[..., 0] > 0).to(torch.int64))).sum(1)),
+        stem=nn.Linear(3, 6),
+        table=nn.Embedding(2, 6),
+        fc=nn.Linear(6, 3),
+    )
+
+
+def products() -> nn.Module:
+    """Products and sums that broadcast: over positions, with itself, with numbers and a parameter."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.shift = nn.Parameter(torch.randn(6, 1, 1)), nn.Parameter(torch.randn(1, 6, 1, 1))
+            self.conv, self.last = nn.Conv2d(2, 6, 1), nn.Conv2d(6, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x) * self.scale
+            x = x + x + x.mean((2, 3), keepdim=True) * x
+            return self.last(1 - (x + self.shift) / 2)
+
+    return Scaled()
+
+
+def class_token() -> nn.Module:
+    """A token of its own in front of the patches, and an embedding of positions."""
+
+    class Token(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.positions = nn.Parameter(torch.randn(1, 1, 6)), nn.Parameter(torch.randn(1, 5, 6))
+            self.embed = nn.Conv2d(2, 6, 2, stride=2)
+            self.up, self.down, self.head = nn.Linear(6, 4), nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            patches = self.embed(x).flatten(2).transpose(1, 2)
+            x = torch.cat([self.token.expand(x.shape[0], -1, -1), patches], 1) + self.positions
+            return self.head((x + self.down(F.relu(self.up(x))))[:, 0])
+
+    return Token()
+
+
 IMAGE = (2, 4, 4)
 
 CASES: tuple[ModelCase, ...] = (
@@ -606,6 +723,14 @@ CASES: tuple[ModelCase, ...] = (
     ModelCase("clashing_names", clashing_names, IMAGE),
     ModelCase("root_parameters", root_parameters, IMAGE),
     ModelCase("recurrent", recurrent, (2, 4), is_dyadic=False),
+    ModelCase("transposed", transposed, IMAGE),
+    ModelCase("mixer", mixer, (4, 3), is_dyadic=False),
+    ModelCase("attention", attention, (4, 3), is_dyadic=False),
+    ModelCase("pixel_shuffle", pixel_shuffle, IMAGE),
+    ModelCase("halves", halves, IMAGE),
+    ModelCase("embedded", embedded, (4, 3)),
+    ModelCase("products", products, IMAGE),
+    ModelCase("class_token", class_token, IMAGE),
 )
 
 

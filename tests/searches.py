@@ -6,8 +6,9 @@ from functools import cache
 import torch
 
 from cases import case, randomised
-from zerobit.search.attach import SearchNet, attach
+from zerobit.search.attach import attach
 from zerobit.search.method import ChannelSoftmax
+from zerobit.search.net import SearchNet
 
 METHODS: dict[str, ChannelSoftmax] = {
     "default": ChannelSoftmax(),

@@ -1,81 +1,82 @@
-"""Random small networks of convolutions, made of all that the rules know and some of what they don't."""
+"""Random small networks as data that hypothesis prints and shrinks."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-#: Channels, height and width of an intermediate result.
-Size = tuple[int, int, int]
+from random_forms import Settings, Size
+from random_ops import FAMILIES, FORMS
 
-UNARY: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "relu_in_place": lambda x: F.relu(x.clone(), inplace=True),
-    "relu6": F.relu6,
-    "clamp": lambda x: x.clamp(0, 4),
-    "dropout": lambda x: F.dropout(x, 0.5, training=False),
-    "max_pool": lambda x: F.max_pool2d(x, 2, 1, padding=1),
-    "avg_pool": lambda x: F.avg_pool2d(x, 2, 1, padding=1),
-    "pad": lambda x: F.pad(x, (0, 1, 1, 0)),
-    "flip": lambda x: torch.flip(x, (2,)),  # no rule: a barrier
-    "negate": lambda x: -x,  # no rule: a barrier
-    "fold": lambda x: x.reshape(x.shape[0], x.shape[1], -1).reshape(x.shape),
-}
-KEEPS_SIZE = [name for name in UNARY if name not in ("max_pool", "avg_pool", "pad")]
-BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "add": lambda x, y: x + y,
-    "concat": lambda x, y: torch.cat([x, y], 1),
-}
+#: Families in the proportion in which they are drawn behind a layer; "again" calls an earlier layer once more.
+_OTHERS = (
+    *("function", "away", "move", "pair") * 4,
+    *("norm", "block", "space") * 3,
+    *("again", "again", "barrier"),
+)
+#: And behind one of those.
+_LAYERS = ("layer", "layer", "layer", "function", "away", "move", "pair", "norm")
+#: No intermediate result has more values per sample.
+_LARGEST = 400
 
 
 @dataclass(frozen=True)
 class Step:
-    """One op: its name, the earlier results it reads (0 is the input), and the number of its layer if it has one."""
+    """One op: its form and settings, and the numbers of the results it reads (0 is the input).
 
-    op: str
+    Attributes:
+        form: a name in `FORMS`.
+        reads: number of each operand.
+        settings: of the form.
+        again: number of the earlier step whose module is called once more; None for a module of its own.
+    """
+
+    form: str
     reads: tuple[int, ...]
-    layer: int | None = None
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A convolution (square kernel, size kept) or a BatchNorm (kernel 0)."""
-
-    inputs: int
-    outputs: int
-    kernel: int
-    groups: int
-    bias: bool
-
-    def build(self) -> nn.Module:
-        if not self.kernel:
-            return nn.BatchNorm2d(self.outputs)
-        return nn.Conv2d(
-            self.inputs, self.outputs, self.kernel, padding=self.kernel // 2, groups=self.groups, bias=self.bias
-        )
+    settings: Settings = ()
+    again: int | None = None
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A network as data; hypothesis prints and shrinks it.
+    """A network as data.
 
     Attributes:
-        layers: each may be called by several steps.
-        steps: in order; the last result goes into the head.
         size: of the input.
-        last: size of the last result.
+        steps: in order; the last result goes into the head.
         head: "flatten" or "mean", then a linear layer; or "none".
     """
 
-    layers: tuple[Layer, ...]
-    steps: tuple[Step, ...]
     size: Size
-    last: Size
+    steps: tuple[Step, ...]
     head: str
+
+    def sizes(self) -> list[Size]:
+        """Sizes of the input and of all results."""
+        found = [self.size]
+        for step, module in zip(self.steps, _modules(self.steps, found), strict=True):
+            found.append(_run(module, [found[i] for i in step.reads]))
+        return found
+
+
+def _run(module: nn.Module, sizes: list[Size]) -> Size:
+    """Size of a module's result, found without computing it. The module has no values afterwards."""
+    with torch.device("meta"):
+        return tuple(module.to("meta").eval()(*(torch.zeros(2, *size) for size in sizes)).shape[1:])
+
+
+def _modules(steps: tuple[Step, ...], sizes: list[Size]) -> Iterator[nn.Module]:
+    """The module of each step, made when all sizes it reads are known."""
+    made: list[nn.Module] = []
+    for step in steps:
+        if step.again is None:
+            made.append(FORMS[step.form].build([sizes[i] for i in step.reads], step.settings))
+        else:
+            made.append(made[step.again])
+        yield made[-1]
 
 
 class RecipeNet(nn.Module):
@@ -84,83 +85,84 @@ class RecipeNet(nn.Module):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
-        self.layers = nn.ModuleList(layer.build() for layer in recipe.layers)
-        channels, height, width = recipe.last
-        self.head = nn.Linear(channels * (height * width if recipe.head == "flatten" else 1), 3)
+        sizes = recipe.sizes()
+        self.steps = nn.ModuleList(_modules(recipe.steps, sizes))
+        self.head = nn.Linear(sizes[-1][0] if recipe.head == "mean" else math.prod(sizes[-1]), 3)
 
     def forward(self, x: Tensor) -> Tensor:
         results = [x]
-        for step in self.recipe.steps:
-            operands = [results[i] for i in step.reads]
-            results.append(self._call(step)(*operands))
+        for step, module in zip(self.recipe.steps, self.steps, strict=True):
+            results.append(module(*(results[i] for i in step.reads)))
         last = results[-1]
         if self.recipe.head == "none":
             return last
-        flat = last.flatten(1) if self.recipe.head == "flatten" else last.mean((2, 3))
-        return self.head(flat)
-
-    def _call(self, step: Step) -> Callable[..., Any]:
-        if step.layer is not None:
-            return self.layers[step.layer]
-        return {**UNARY, **BINARY}[step.op]
+        return self.head(last.flatten(1) if self.recipe.head == "flatten" else last.flatten(2).mean(2))
 
 
 @st.composite
-def recipes(draw: st.DrawFn, max_steps: int = 8) -> Recipe:
-    """Sequential, residual and concatenating networks, with grouped, depthwise and shared layers."""
-    side = 4
-    sizes: list[Size] = [(draw(st.integers(1, 4)), side, side)]
-    layers: list[Layer] = []
+def recipes(draw: st.DrawFn, max_steps: int = 8, *, exact: bool = False, weighted: bool = False) -> Recipe:
+    """Networks of all forms that fit together.
+
+    Args:
+        draw: given by hypothesis.
+        max_steps: number of ops at most.
+        exact: only forms whose sums are exact in any order, given values of few binary digits.
+        weighted: whether it ends in a layer, so that there is something to search.
+    """
+    sizes: list[Size] = [draw(st.sampled_from([(3, 4, 4), (1, 4, 4), (4, 4, 2), (2, 2, 4), (4, 6), (8,)]))]
     steps: list[Step] = []
-    for _ in range(draw(st.integers(2, max_steps))):
-        step, layer, size = draw(_steps(sizes, layers))
-        layers += [layer] if layer is not None else []
-        steps.append(step)
-        sizes.append(size)
-    # A mean over 16 values is exact, one over 15 is not.
-    exact_mean = sizes[-1][1] * sizes[-1][2] in (16, 64)
-    head = draw(st.sampled_from(["flatten", "mean", "none"] if exact_mean else ["flatten", "none"]))
-    return Recipe(tuple(layers), tuple(steps), sizes[0], sizes[-1], head)
+    for number in range(draw(st.integers(3, max_steps))):
+        families = ("layer",) if number == 0 else _OTHERS if number % 2 else _LAYERS
+        step = draw(_steps(sizes, steps, families, exact=exact))
+        if step is None:
+            continue
+        (module,) = (m for i, m in enumerate(_modules((*steps, step), sizes)) if i == len(steps))
+        size = _run(module, [sizes[i] for i in step.reads])
+        if size and 0 < math.prod(size) <= _LARGEST:
+            steps.append(step)
+            sizes.append(size)
+    heads = ["flatten"] + ["mean"] * (not exact and len(sizes[-1]) > 1)
+    heads += ["none"] if not weighted and draw(st.integers(0, 3)) == 3 else []
+    return Recipe(sizes[0], tuple(steps), draw(st.sampled_from(heads)))
 
 
 @st.composite
-def _steps(draw: st.DrawFn, sizes: list[Size], layers: list[Layer]) -> tuple[Step, Layer | None, Size]:
-    # Mostly the last result, so that networks are deep; sometimes an earlier one, so that they branch.
-    source = draw(st.one_of(st.just(len(sizes) - 1), st.integers(0, len(sizes) - 1)))
-    size = sizes[source]
-    kind = draw(st.sampled_from(["conv", "conv", "conv", "unary", "binary", "again", "norm"]))
-    if kind == "binary":
-        found = draw(_binary(sizes, source))
-        if found is not None:
-            return found
-    if kind == "again":
-        fits = [i for i, layer in enumerate(layers) if layer.inputs == size[0]]
-        if fits:
-            number = draw(st.sampled_from(fits))
-            return Step("layer", (source,), number), None, (layers[number].outputs, *size[1:])
-    if kind == "unary":
-        name = draw(st.sampled_from(list(UNARY) if size[1] < 6 else KEEPS_SIZE))
-        grows = 0 if name in KEEPS_SIZE else 1
-        return Step(name, (source,)), None, (size[0], size[1] + grows, size[2] + grows)
-    layer = Layer(size[0], size[0], 0, 1, True) if kind == "norm" else draw(_conv(size[0]))
-    return Step("layer", (source,), len(layers)), layer, (layer.outputs, *size[1:])
+def _steps(
+    draw: st.DrawFn, sizes: list[Size], steps: list[Step], families: tuple[str, ...], *, exact: bool
+) -> Step | None:
+    """One more step of one of some families, or None if nothing fits."""
+    # Mostly the last result, so that networks are deep and nothing is made in vain; sometimes any, to branch.
+    last = len(sizes) - 1
+    source = draw(st.sampled_from([last] * 5 + [draw(st.integers(0, last))]))
+    family = draw(st.sampled_from(families))
+    if family == "again":
+        return draw(_again(sizes, steps, source))
+    choices = [
+        (name, reads)
+        for name, form in FAMILIES[family].items()
+        if form.exact or not exact
+        for reads in ([(source,)] if form.reads == 1 else [(source, other) for other in range(len(sizes))])
+        if form.draw([sizes[i] for i in reads]) is not None
+    ]
+    if not choices:
+        return None
+    name = draw(st.sampled_from(list(dict.fromkeys(name for name, _ in choices))))
+    reads = draw(st.sampled_from([reads for n, reads in choices if n == name]))
+    settings = FORMS[name].draw([sizes[i] for i in reads])
+    assert settings is not None
+    return Step(name, reads, draw(settings))
 
 
 @st.composite
-def _conv(draw: st.DrawFn, inputs: int) -> Layer:
-    groups = draw(st.sampled_from([1, 1, *(g for g in range(2, inputs + 1) if inputs % g == 0)]))
-    outputs = groups * draw(st.integers(1, max(1, 6 // groups)))
-    return Layer(inputs, outputs, draw(st.sampled_from([1, 3])), groups, draw(st.booleans()))
-
-
-@st.composite
-def _binary(draw: st.DrawFn, sizes: list[Size], source: int) -> tuple[Step, None, Size] | None:
-    size = sizes[source]
-    same = [i for i, other in enumerate(sizes) if other == size and i != source]
-    near = [i for i, other in enumerate(sizes) if other[1:] == size[1:] and other[0] + size[0] <= 12]
-    if same and draw(st.booleans()):
-        return Step("add", (source, draw(st.sampled_from(same)))), None, size
-    if near:
-        other = draw(st.sampled_from(near))
-        return Step("concat", (source, other)), None, (size[0] + sizes[other][0], *size[1:])
-    return None
+def _again(draw: st.DrawFn, sizes: list[Size], steps: list[Step], source: int) -> Step | None:
+    """An earlier layer or norm on another tensor of the size that it read."""
+    fits = [
+        i
+        for i, step in enumerate(steps)
+        if step.again is None and step.form in {**FAMILIES["layer"], **FAMILIES["norm"], **FAMILIES["block"]}
+        if sizes[step.reads[0]] == sizes[source]
+    ]
+    if not fits:
+        return None
+    number = draw(st.sampled_from(fits))
+    return Step(steps[number].form, (source,), steps[number].settings, number)

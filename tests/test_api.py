@@ -83,6 +83,30 @@ def test_every_form_of_budget_is_kept(budget: Any, cost: Any, limit: float) -> N
         assert found.stages[-1].size == spent
 
 
+def test_wishes_are_kept() -> None:
+    model = SmallNet(channels=16)
+    found = _compress(
+        model=model, budget={"macs": "50%"}, frozen=["fc"], bits={"conv1": (0, 4), "conv2": (0, 8)},
+        min_channels={"conv2": 6}, multiple_of=4,
+    )  # fmt: skip
+    assert set(found.plan.weights) == {"conv1.weight", "conv2.weight"}
+    assert set(found.plan.weights["conv1.weight"].bits) <= {0, 4}
+    assert set(found.plan.weights["conv2.weight"].bits) == {8}, "the frozen layer reads all of its channels"
+    assert len(found.plan.kept["conv1"]) in (4, 8, 12)
+    assert torch.equal(found.net.tensors()["fc.weight"], model.fc.weight)
+    assert "min_channels {'conv2': 6}" in found.facts["control"]
+    assert all(row.differences == 0 for row in found.verify() if row.inputs == "samples")
+
+
+@pytest.mark.parametrize("wish", [{"frozen": ["head"]}, {"bits": {"head": 8}}, {"min_channels": 0}])
+def test_a_wish_that_cannot_be_is_refused_before_training(wish: dict[str, Any]) -> None:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        pytest.fail("training has begun")
+
+    with pytest.raises(zb.ZerobitError, match=rf"`{next(iter(wish))}`"):
+        _compress(budget="25%", loss=loss, **wish)
+
+
 def test_a_strength_makes_smaller_the_larger_it_is() -> None:
     sizes = [_compress(strength=("size", s), epochs=(4, 0), choice_lr=0.3).stages[-1].size for s in (0.0, 30.0)]
     assert sizes[1] < sizes[0]

@@ -17,7 +17,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Both change from one torch release to the next: all use of them stays in two files.
 TRACERS = ("torch.fx", "torch.export")
-MAY_TRACE = {"graph/capture.py", "graph/program.py"}
+MAY_TRACE = {"graph/capture.py", "graph/program.py", "graph/walks.py"}
 
 # Loading what these wrote can run any code.
 UNSAFE = ("pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")

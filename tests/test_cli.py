@@ -23,10 +23,10 @@ COMMANDS: dict[str, set[str]] = {
     },
     "search": {
         "--task", "--data", "--model", "--budget", "--max-drop", "--strength", "--out", "--float", "--float-epochs",
-        "--method", "--shared", "--sampling", "--epochs", "--lr", "--distillation", "--batch", "--seed", "--device",
-        "--download",
+        "--method", "--shared", "--sampling", "--frozen", "--bits", "--min-channels", "--multiple-of", "--epochs",
+        "--lr", "--distillation", "--batch", "--seed", "--device", "--download",
     },
-    "inspect": {"--input", "--json", "target"},
+    "inspect": {"--input", "--frozen", "--bits", "--min-channels", "--multiple-of", "--json", "target"},
     "export": {"--format", "--container", "--out", "run"},
     "verify": {"--data", "run"},
 }  # fmt: skip
@@ -68,9 +68,45 @@ def test_inspect_speaks_json() -> None:
     assert (found["weights"], found["macs"], found["bytes_at_8_bit"]) == (77_360, 12_501_632, 77_360)
     assert len(found["layers"]) == 10
     assert sum(layer["weights"] for layer in found["layers"]) == 77_360
-    assert [g["group"] for g in found["groups"] if g["removable"] != "yes"] == ["classifier"]
+    kept = {g["name"]: g["kept_because"] for g in found["groups"] if g["kept_because"]}
+    assert kept == {"classifier": "an output of the network"}
     assert found["barriers"] == []
     assert found["searched_share"] == 1.0
+
+
+def test_inspect_shows_what_wishes_do() -> None:
+    result = _run(
+        "inspect", "zerobit.zoo.models:resnet8", "--input", "1,3,32,32", "--json",
+        "--frozen", "block1.conv2", "--bits", "conv=8", "--bits", "block3=0,4,8", "--min-channels", "block2=5",
+        "--multiple-of", "8",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    rows = {row["name"]: row for row in found["layers"]}
+    assert rows["conv"]["bits"] == [8]
+    assert rows["block1.conv2"]["bits"] == []
+    assert rows["block1.conv2"]["float_because"] == "frozen by the user"
+    assert rows["block3.conv1"]["bits"] == [0, 4, 8]
+    groups = {group["name"]: group for group in found["groups"]}
+    assert (groups["block2.conv1"]["at_least"], groups["block2.conv1"]["multiple_of"]) == (8, 8)
+    assert [weight["name"] for weight in found["float_weights"]] == ["block1.conv2.weight"]
+
+
+def test_inspect_takes_named_and_integer_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "two_inputs_net.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.table, self.fc = torch.nn.Embedding(9, 4), torch.nn.Linear(4, 3)\n"
+        "    def forward(self, tokens, scale):\n"
+        "        return self.fc(self.table(tokens).mean(1) * scale)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    result = _run("inspect", "two_inputs_net:Net", "--input", "2,5:int64", "--input", "scale=2,4", "--json")
+    assert result.exit_code == 0, result.output
+    assert [row["name"] for row in json.loads(result.stdout)["layers"]] == ["table", "fc"]
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +209,14 @@ def test_verify_finds_a_file_of_another_network(run: Path, tmp_path: Path) -> No
         (("inspect", "zerobit.zoo.models:resnet9", "--input", "1,3"), "`target`"),
         (("inspect", "no_such_module:net", "--input", "1,3"), "`target`"),
         (("inspect", "zerobit.zoo.models:resnet8", "--input", "1,3,a"), "`input`"),
+        (("inspect", "zerobit.zoo.models:resnet8", "--input", "1,3:int9"), "`input`"),
+        (("search", "--budget", "size=25%", "--frozen", "clasifier"), "`frozen` has the pattern 'clasifier'"),
+        (("search", "--budget", "size=25%", "--bits", "8"), "`bits` is '8'"),
+        (("search", "--budget", "size=25%", "--bits", "conv=many"), "`bits` is 'conv=many'"),
+        (("search", "--budget", "size=25%", "--bits", "conv=9"), "`bits['conv']`"),
+        (("search", "--budget", "size=25%", "--min-channels", "some"), "`min_channels` is ['some']"),
+        (("search", "--budget", "size=25%", "--min-channels", "0"), "`min_channels` is 0"),
+        (("search", "--budget", "size=25%", "--multiple-of", "4", "--multiple-of", "8"), "`multiple_of` is ['4', '8']"),
         (("inspect", "zerobit.zoo.models:resnet8", "--input", "1,3,0,32"), "`input`"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, tuple) else "",

@@ -11,22 +11,25 @@ if TYPE_CHECKING:
     from zerobit import export as export
     from zerobit.api import Normalisation, Result, compress
     from zerobit.cost.price import Budget, Strength
+    from zerobit.coverage import Coverage, inspect
     from zerobit.cut.apply import QuantNet, apply
     from zerobit.cut.decide import decide
     from zerobit.cut.store import load, save
     from zerobit.errors import ZerobitError
     from zerobit.plan import Plan
-    from zerobit.search.attach import SearchNet, attach, calibrate
+    from zerobit.search.attach import attach, calibrate
     from zerobit.search.method import ChannelSoftmax
+    from zerobit.search.net import SearchNet
 
 _HOME = {
     "Budget": "zerobit.cost.price",
     "ChannelSoftmax": "zerobit.search.method",
+    "Coverage": "zerobit.coverage",
     "Normalisation": "zerobit.api",
     "Plan": "zerobit.plan",
     "QuantNet": "zerobit.cut.apply",
     "Result": "zerobit.api",
-    "SearchNet": "zerobit.search.attach",
+    "SearchNet": "zerobit.search.net",
     "Strength": "zerobit.cost.price",
     "ZerobitError": "zerobit.errors",
     "apply": "zerobit.cut.apply",
@@ -34,6 +37,7 @@ _HOME = {
     "calibrate": "zerobit.search.attach",
     "compress": "zerobit.api",
     "decide": "zerobit.cut.decide",
+    "inspect": "zerobit.coverage",
     "load": "zerobit.cut.store",
     "save": "zerobit.cut.store",
 }
@@ -41,6 +45,7 @@ _HOME = {
 __all__ = [
     "Budget",
     "ChannelSoftmax",
+    "Coverage",
     "Normalisation",
     "Plan",
     "QuantNet",
@@ -55,6 +60,7 @@ __all__ = [
     "cost",
     "decide",
     "export",
+    "inspect",
     "load",
     "save",
 ]

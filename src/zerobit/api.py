@@ -12,9 +12,10 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from zerobit.cost import Bops, Macs, Size, TableLatency, target_names
-from zerobit.cost.base import AbstractCost, uniform, usage
-from zerobit.cost.price import AbstractPrice, Budget, Strength
+from zerobit.cost import Macs, Size
+from zerobit.cost.base import uniform, usage
+from zerobit.cost.parse import make_price
+from zerobit.cost.price import AbstractPrice, Budget
 from zerobit.cut.apply import QuantNet, apply
 from zerobit.cut.decide import check_budget, decide
 from zerobit.cut.store import save
@@ -25,8 +26,10 @@ from zerobit.graph.ir import Graph
 from zerobit.integer.lower import lower
 from zerobit.plan import Plan
 from zerobit.report import Stage, html_page, layer_rows, write_text
-from zerobit.search.attach import SearchNet, attach, calibrate
+from zerobit.search.attach import attach, calibrate
+from zerobit.search.control import Control, Count, Widths
 from zerobit.search.method import AbstractMethod, ChannelSoftmax
+from zerobit.search.net import SearchNet
 from zerobit.train.loop import Hardware
 from zerobit.train.objective import Batch, Objective, accuracy, evaluate, split_batch
 from zerobit.train.phases import Data, Recipe, finetune, search
@@ -35,21 +38,6 @@ from zerobit.train.phases import Data, Recipe, finetune, search
 _CALIBRATION_BATCHES = 4
 #: Samples kept for `Result.verify`.
 _VERIFY_SAMPLES = 256
-
-
-def named_cost(name: str) -> AbstractCost:
-    """The cost that a budget names: "size", "macs", "bops", or a device with a table.
-
-    Raises:
-        BudgetError: there is none of that name.
-    """
-    formulas: dict[str, AbstractCost] = {"size": Size(), "macs": Macs(), "bops": Bops()}
-    if name in formulas:
-        return formulas[name]
-    if name in target_names():
-        return TableLatency.load(name)
-    msg = f"`budget` names the cost {name!r}; allowed are {(*formulas, *target_names())}; choose one of these"
-    raise BudgetError(msg)
 
 
 @dataclass(frozen=True)
@@ -137,6 +125,10 @@ def compress(
     strength: tuple[str, float] | None = None,
     max_drop: float | None = None,
     method: AbstractMethod | None = None,
+    frozen: Sequence[str] = (),
+    bits: Mapping[str, Widths] | None = None,
+    min_channels: Count | None = None,
+    multiple_of: Count | None = None,
     loss: Callable[[Any, Any], Tensor] = nn.functional.cross_entropy,
     metric: Callable[[Any, Any], Any] = accuracy,
     batch_format: Callable[[Batch], tuple[tuple[Any, ...], Mapping[str, Any], Any]] = split_batch,
@@ -163,6 +155,10 @@ def compress(
         max_drop: points of the metric (0.01 = one point) that may be lost; the smallest network that keeps this on
             validation data is returned. Instead of a budget.
         method: how bits are chosen; if None, `ChannelSoftmax()` with its widths started near the budget.
+        frozen: patterns of layers that stay as they are; this and the next three as for `attach`.
+        bits: pattern -> width or widths of weights, such as {"stem.*": 8}.
+        min_channels: channels that every group keeps, or pattern -> channels.
+        multiple_of: the number of channels that stay is a multiple of this, or pattern -> number.
         loss: (output, target) -> scalar.
         metric: (output, target) -> mean over the batch, larger is better.
         batch_format: batch -> (positional inputs, named inputs, target).
@@ -181,6 +177,7 @@ def compress(
     Raises:
         BudgetError: no budget, or one that can't be read or met; names the smallest reachable value.
         CaptureError: the model can't be captured.
+        FormatError: a pattern that matches nothing, or a number that can't be.
         TrainingError: a loss that is not finite, an empty loader, batches of another form.
     """
     objective = Objective(loss, metric, batch_format, distillation)
@@ -194,9 +191,10 @@ def compress(
         console=Console(quiet=not progress),
     )
     price = make_price(budget, strength, max_drop)
+    control = Control.of(frozen, bits, min_channels, multiple_of)
     torch.manual_seed(seed)
     teacher = copy.deepcopy(model).eval()
-    net, examples = _prepare(teacher, job, method, price)
+    net, examples = _prepare(teacher, job, method, price, control)
     _announce(net.graph, price, job.console)
     if isinstance(price, Budget) and max_drop is None:
         check_budget(net, price)
@@ -214,6 +212,7 @@ def compress(
         "method": repr(net.method),
         "recipe": repr(job.recipe),
         "seed": str(seed),
+        "control": control.describe(),
     }
     return Result(small.cpu(), plan, net.graph, (float_stage, *stages), normalisation, examples, facts)
 
@@ -250,41 +249,8 @@ def _recipe(epochs: int | tuple[int, int]) -> Recipe:
     return Recipe(search_epochs=pair[0], finetune_epochs=pair[1])
 
 
-def make_price(
-    budget: Mapping[str, str | float] | str | float | None,
-    strength: tuple[str, float] | None,
-    max_drop: float | None,
-) -> AbstractPrice:
-    """The price that `compress` trains against; exactly one argument is to be given.
-
-    Raises:
-        BudgetError: none or several are given, or one can't be read.
-    """
-    given = [x is not None for x in (budget, strength, max_drop)]
-    if sum(given) != 1:
-        msg = (
-            f"`budget`, `strength`, `max_drop` are {budget!r}, {strength!r}, {max_drop!r}; exactly one must be given, "
-            "for example budget={'size': '25%'}"
-        )
-        raise BudgetError(msg)
-    if strength is not None:
-        return Strength(named_cost(strength[0]), strength[1])
-    if max_drop is not None:
-        if not max_drop > 0:
-            msg = f"`max_drop` is {max_drop}; allowed are positive numbers, 0.01 is one point; choose one"
-            raise BudgetError(msg)
-        return Budget(Size(), _MAX_DROP_SEARCH)
-    assert budget is not None
-    entries = dict(budget) if isinstance(budget, Mapping) else {"size": budget}
-    if len(entries) != 1:
-        msg = f"`budget` is {entries}; exactly one cost can be limited; give one, such as {{'size': '25%'}}"
-        raise BudgetError(msg)
-    ((name, limit),) = entries.items()
-    return Budget(named_cost(name), limit)
-
-
 def _prepare(
-    model: nn.Module, job: _Job, method: AbstractMethod | None, price: AbstractPrice
+    model: nn.Module, job: _Job, method: AbstractMethod | None, price: AbstractPrice, control: Control
 ) -> tuple[SearchNet, Mapping[str, Tensor]]:
     """The search network, calibrated on training batches, and validation samples for `verify`."""
     cpu = torch.device("cpu")
@@ -295,7 +261,7 @@ def _prepare(
         raise TrainingError(msg)
     args, kwargs = batches[0]
     default = ChannelSoftmax()
-    net = attach(model, args, method or default, kwargs)
+    net = attach(model, args, method or default, kwargs, **vars(control))
     calibrate(net, batches)
     if method is None and isinstance(price, Budget):
         _start_near(net, default, price)
@@ -348,8 +314,7 @@ def _finish(
     return plan, small, (searched, job.stage("fine-tuned", small, net.graph, plan))
 
 
-#: Budget that preferences are learned at when the drop is limited, and the shares tried from it.
-_MAX_DROP_SEARCH = "25%"
+#: Shares tried where the drop is limited.
 _MAX_DROP_ROUNDS = 5
 _MAX_DROP_RANGE = (0.03, 1.0)
 
@@ -396,22 +361,3 @@ def _is_reachable(net: SearchNet, budget: Budget) -> bool:
     except BudgetError:
         return False
     return True
-
-
-def parse_budgets(entries: Sequence[str]) -> dict[str, str]:
-    """{"size": "25%"} from "size=25%" entries.
-
-    Raises:
-        BudgetError: an entry without "=".
-    """
-    result = {}
-    for entry in entries:
-        name, equals, limit = entry.partition("=")
-        if not (name and equals and limit):
-            msg = f"`budget` is {entry!r}; allowed is COST=LIMIT, such as size=25% or size=64kB; write that"
-            raise BudgetError(msg)
-        if name.strip() in result:
-            msg = f"`budget` limits {name.strip()!r} twice; once is allowed; leave one out"
-            raise BudgetError(msg)
-        result[name.strip()] = limit.strip()
-    return result

@@ -34,6 +34,16 @@ Seed = Annotated[int, typer.Option(help="of every random draw")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
 Batch = Annotated[int, typer.Option(help="samples per step")]
 Download = Annotated[bool, typer.Option("--download", help="fetch the data if it is not there (cifar10)")]
+Frozen = Annotated[
+    list[str] | None, typer.Option(help="PATTERN of layers that stay as they are, such as head.*; may be repeated")
+]
+Bits = Annotated[
+    list[str] | None, typer.Option(help="PATTERN=WIDTHS of weights, such as stem=8 or head=4,8; may be repeated")
+]
+MinChannels = Annotated[
+    list[str] | None, typer.Option(help="NUMBER of channels that every group keeps, or PATTERN=NUMBER")
+]
+MultipleOf = Annotated[list[str] | None, typer.Option(help="channels stay in multiples of NUMBER, or PATTERN=NUMBER")]
 RunFolder = Annotated[Path, typer.Argument(help="run folder that `zerobit search` wrote")]
 
 
@@ -113,6 +123,10 @@ def search(
     method: Annotated[str, typer.Option(help="softmax")] = "softmax",
     shared: Annotated[bool, typer.Option("--shared", help="the published coupled form")] = False,
     sampling: Annotated[str, typer.Option(help="hard, softmax or gumbel")] = "hard",
+    frozen: Frozen = None,
+    bits: Bits = None,
+    min_channels: MinChannels = None,
+    multiple_of: MultipleOf = None,
     epochs: Annotated[tuple[int, int], typer.Option(help="of search and of fine-tuning")] = (8, 4),
     lr: Annotated[float, typer.Option(help="of weights and ranges")] = 1e-3,
     distillation: Annotated[float, typer.Option(help="share of the loss from the float network")] = 0.5,
@@ -122,7 +136,7 @@ def search(
     download: Download = False,
 ) -> None:
     """Compress a network of the zoo: search, cut, fine-tune, export."""
-    from zerobit.workflows import Settings, compress_task, make_method
+    from zerobit.workflows import Settings, compress_task, make_control, make_method
 
     settings = Settings(
         task=task, out=out, data=data, model=model, seed=seed, batch=batch, device=device, download=download,
@@ -136,6 +150,7 @@ def search(
         float_path=float_,
         float_epochs=float_epochs,
         method=make_method(method, shared=shared, sampling=sampling),
+        control=make_control(frozen, bits, min_channels, multiple_of),
         epochs=epochs,
         lr=lr,
         distillation=distillation,
@@ -147,23 +162,24 @@ def search(
 @_guarded
 def inspect(
     target: Annotated[str, typer.Argument(help="MODULE:FACTORY, a function that returns a model")],
-    input_: Annotated[str, typer.Option("--input", help="shape of an input with its batch, such as 1,3,32,32")],
+    input_: Annotated[
+        list[str],
+        typer.Option("--input", help="shape with its batch, such as 1,3,32,32 or tokens=1,16:int64; one per input"),
+    ],
+    frozen: Frozen = None,
+    bits: Bits = None,
+    min_channels: MinChannels = None,
+    multiple_of: MultipleOf = None,
     as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
 ) -> None:
-    """Show what zerobit makes of a model: layers, channel groups, what can be removed and what can't, and why."""
-    from zerobit.workflows import inspect_model
+    """Show what zerobit makes of a model: what can be removed and quantised, what can't, and why."""
+    from zerobit.workflows import inspect_model, make_control
 
-    found = inspect_model(target, input_)
+    found = inspect_model(target, input_, make_control(frozen, bits, min_channels, multiple_of))
     if as_json:
-        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        sys.stdout.write(json.dumps(found.as_dict(), indent=2) + "\n")
         return
-    console.print(_rows_table("Layers", found["layers"]))
-    console.print(_rows_table("Channel groups", found["groups"]))
-    if found["barriers"]:
-        console.print(_rows_table("Ops without a rule: kept in float, never cut through", found["barriers"]))
-    console.print(
-        f"{found['weights']:,} weights, {found['searched_share']:.1%} of them searched; {found['macs']:,} MACs"
-    )
+    found.show(console)
 
 
 @app.command("export")
@@ -175,10 +191,12 @@ def export_(
     out: Annotated[Path | None, typer.Option(help="file to write; RUN/model.onnx if left out")] = None,
 ) -> None:
     """Write a run's network as a file that runs elsewhere."""
+    from zerobit.coverage import show_float_ops
     from zerobit.workflows import export_run
 
-    path = export_run(run, format_, container, out)
+    path, float_ops = export_run(run, format_, container, out)
     console.print(f"wrote {path}: {path.stat().st_size:,} bytes", highlight=False)
+    show_float_ops(float_ops, console)
 
 
 @app.command()
@@ -189,6 +207,7 @@ def verify(run: RunFolder, data: Data = None) -> None:
 
 
 def _verify(run: Path, data: Path | None) -> None:
+    from zerobit.coverage import show_float_ops
     from zerobit.workflows import verify_run
 
     outcome = verify_run(run, data)
@@ -198,6 +217,7 @@ def _verify(run: Path, data: Path | None) -> None:
     for row in outcome.rows:
         table.add_row(row.output, row.inputs, f"{row.values:,}", f"{row.differences:,}", f"{row.largest:g}")
     console.print(table)
+    show_float_ops(outcome.float_ops, console)
     console.print(
         f"test accuracy of the exported file {100 * outcome.accuracy:.2f} %, "
         f"same prediction as the trained network on {100 * outcome.agreement:.2f} % of samples",
@@ -208,15 +228,6 @@ def _verify(run: Path, data: Path | None) -> None:
         errors.print(f"NOT EQUAL: first at output {bad[0].output}, {bad[0].inputs}", style="red", markup=False)
         raise typer.Exit(1)
     console.print("equal in every value", style="green")
-
-
-def _rows_table(title: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for key in rows[0] if rows else ():
-        table.add_column(key)
-    for row in rows:
-        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()))
-    return table
 
 
 def _command() -> str:

@@ -5,28 +5,25 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from torch import nn
 
-from zerobit.api import Normalisation, Result, compress, make_price, parse_budgets
-from zerobit.cost import Macs, Size
-from zerobit.cost.base import uniform, usage
+from zerobit.api import Normalisation, Result, compress
+from zerobit.cost.parse import make_price, parse_budgets
+from zerobit.coverage import Coverage, OpRow, inspect
 from zerobit.cut.apply import QuantNet
 from zerobit.cut.store import load
 from zerobit.errors import BudgetError, CaptureError, FormatError, TrainingError
 from zerobit.export import onnx as export_onnx
 from zerobit.export.verify import Comparison, verify_onnx
-from zerobit.graph.capture import capture
-from zerobit.graph.describe import describe
-from zerobit.graph.folding import fold_batch_norm
-from zerobit.graph.ir import Kind
+from zerobit.integer.ir import IntegerGraph
 from zerobit.integer.lower import lower
 from zerobit.report import Stage, layer_rows, layer_table, stage_table, write_text
 from zerobit.runs import Run, load_float, save_float
+from zerobit.search.control import Control, Count
 from zerobit.search.method import AbstractMethod, ChannelSoftmax
 from zerobit.train.loop import Hardware
 from zerobit.train.objective import Objective, evaluate
@@ -116,6 +113,7 @@ def compress_task(
     float_path: Path | None = None,
     float_epochs: int = 40,
     method: AbstractMethod | None = None,
+    control: Control | None = None,
     epochs: tuple[int, int] = (8, 4),
     lr: float = 1e-3,
     distillation: float = 0.5,
@@ -125,7 +123,9 @@ def compress_task(
     limits, charge = parse_budgets(budget) if budget else None, _strength(strength)
     make_price(limits, charge, max_drop)  # a mistake here is better known before a float network is trained
     task, definition = settings.load()
-    net = definition.build(task.num_classes)
+    net, control = definition.build(task.num_classes), control or Control()
+    if control != Control():
+        inspect(net, torch.zeros(1, *definition.input_shape), method, **vars(control))  # a mistake is found here
     float_path = float_path or settings.out / _FLOAT
     if float_path.exists() or float_path != settings.out / _FLOAT:
         load_float(net, float_path)
@@ -140,6 +140,7 @@ def compress_task(
         max_drop=max_drop,
         strength=charge,
         method=method,
+        **vars(control),
         epochs=epochs,
         lr=lr,
         distillation=distillation,
@@ -236,8 +237,11 @@ def load_run(folder: Path) -> tuple[Run, QuantNet]:
     return run, load(folder / _SMALL, definition.build(run.num_classes))
 
 
-def export_run(folder: Path, format_: str, container: str, out: Path | None) -> Path:
+def export_run(folder: Path, format_: str, container: str, out: Path | None) -> tuple[Path, tuple[OpRow, ...]]:
     """Write a run's network as a file.
+
+    Returns:
+        The file, and the ops in it that are computed in float.
 
     Raises:
         FormatError: a format that does not exist.
@@ -246,8 +250,12 @@ def export_run(folder: Path, format_: str, container: str, out: Path | None) -> 
         msg = f"`format` is {format_!r}; allowed are ('onnx',); choose one of these"
         raise FormatError(msg)
     run, net = load_run(folder)
-    path = out or folder / _ONNX
-    return export_onnx(net, path, mean=run.mean, std=run.std, container=container)  # type: ignore[arg-type]
+    path = export_onnx(net, out or folder / _ONNX, mean=run.mean, std=run.std, container=container)  # type: ignore[arg-type]
+    return path, _float_ops(lower(net, run.mean, run.std))
+
+
+def _float_ops(graph: IntegerGraph) -> tuple[OpRow, ...]:
+    return tuple(OpRow(op.name, op.target, op.module, op.reason) for island in graph.islands for op in island.ops)
 
 
 @dataclass(frozen=True)
@@ -258,11 +266,13 @@ class Outcome:
         rows: one per output and set of inputs.
         accuracy: of the exported file on the test images.
         agreement: share of test images on which it predicts what the trained network predicts.
+        float_ops: what the file computes in float.
     """
 
     rows: list[Comparison]
     accuracy: float
     agreement: float
+    float_ops: tuple[OpRow, ...]
 
 
 def verify_run(folder: Path, data: Path | None) -> Outcome:
@@ -274,55 +284,92 @@ def verify_run(folder: Path, data: Path | None) -> Outcome:
     graph = lower(net, run.mean, run.std)
     path = folder / _ONNX
     if not path.is_file():
-        path = export_run(folder, "onnx", "packcast", None)
+        path, _ = export_run(folder, "onnx", "packcast", None)
     images = raw_images(task.test)
     rows = verify_onnx(graph, path, {next(iter(graph.inputs)): images})
     (logits,) = run_onnx(path, images, wide_sums=True)
     with torch.no_grad():
         trained = torch.cat([net(x).argmax(1) for x, _ in _evaluation(task.test, task)]).numpy()
     labels = task.test.y.numpy()
-    return Outcome(rows, float((logits.argmax(1) == labels).mean()), float((logits.argmax(1) == trained).mean()))
+    accuracy, agreement = float((logits.argmax(1) == labels).mean()), float((logits.argmax(1) == trained).mean())
+    return Outcome(rows, accuracy, agreement, _float_ops(graph))
 
 
-def inspect_model(target: str, shape: str) -> dict[str, Any]:
-    """Layers, groups and barriers of a model that a factory makes.
+def make_control(
+    frozen: Sequence[str] | None,
+    bits: Sequence[str] | None,
+    min_channels: Sequence[str] | None,
+    multiple_of: Sequence[str] | None,
+) -> Control:
+    """The user's wishes from the entries of options.
+
+    Args:
+        frozen: patterns.
+        bits: "PATTERN=8" or "PATTERN=4,8".
+        min_channels: "8", or "PATTERN=8".
+        multiple_of: as `min_channels`.
 
     Raises:
-        CaptureError: the factory or the shape can't be read, or the model can't be captured.
+        FormatError: an entry that can't be read, or a number that can't be.
     """
-    model = _make(target)
-    program = fold_batch_norm(capture(model, torch.zeros(_shape(shape))))
-    graph = describe(program)
-    sizes = {w.name: float(w.fan_in) * len(w.dist.p) for w in usage(graph, uniform(graph, 8)).weights}
-    use = usage(graph, uniform(graph, 8))
-    rest = float(use.float_weights)
-    layers = [
-        {
-            "layer": op.weight.removesuffix(".weight") if op.weight else op.name,
-            "kind": op.kind.value,
-            "weights": int(sizes[op.weight or ""]),
-            "output": "x".join(map(str, graph.shapes[op.name][1:])),
-            "group": next((g.name for g in graph.groups if op.name in g.affine), ""),
-        }
-        for op in graph.weighted
-    ]
-    groups = [
-        {"group": g.name, "units": g.units, "removable": "yes" if g.frozen is None else f"no: {g.frozen}"}
-        for g in graph.groups
-    ]
-    barriers = [
-        {"op": op.name, "operator": op.target, "module": op.module} for op in graph.ops if op.kind is Kind.BARRIER
-    ]
-    total = sum(sizes.values()) + rest
-    return {
-        "layers": layers,
-        "groups": groups,
-        "barriers": barriers,
-        "weights": int(total),
-        "macs": int(Macs()(use)),
-        "bytes_at_8_bit": float(Size()(use)),
-        "searched_share": sum(sizes.values()) / total if total else 0.0,
-    }
+    widths: dict[str, list[int]] = {}
+    for entry in bits or ():
+        pattern, _, text = entry.rpartition("=")
+        parts = text.split(",")
+        if not pattern or not all(part.strip().isdigit() for part in parts):
+            msg = f"`bits` is {entry!r}; allowed is PATTERN=WIDTHS, such as stem.*=8 or head=4,8; write that"
+            raise FormatError(msg)
+        widths[pattern] = [int(part) for part in parts]
+    return Control.of(frozen or (), widths, _counts("min_channels", min_channels), _counts("multiple_of", multiple_of))
+
+
+def _counts(argument: str, entries: Sequence[str] | None) -> Count | None:
+    """A number for all groups, or pattern -> number."""
+    found: dict[str, int] = {}
+    for entry in entries or ():
+        pattern, _, text = entry.rpartition("=")
+        if not text.strip().isdigit() or (not pattern and len(entries or ()) > 1):
+            msg = (
+                f"`{argument}` is {list(entries or ())}; allowed is one NUMBER, or entries PATTERN=NUMBER; "
+                "write for example 8 or stem.*=8"
+            )
+            raise FormatError(msg)
+        found[pattern] = int(text)
+    return None if not found else found.get("", found)
+
+
+def inspect_model(target: str, shapes: Sequence[str], control: Control) -> Coverage:
+    """What can be pruned and quantised of a model that a factory makes.
+
+    Args:
+        target: MODULE:FACTORY.
+        shapes: of the inputs, as `--input` takes them.
+        control: what the user wants kept.
+
+    Raises:
+        CaptureError: the factory or a shape can't be read, or the model can't be captured.
+        FormatError: a pattern that matches nothing.
+    """
+    inputs = [_input(text) for text in shapes]
+    args = tuple(value for name, value in inputs if not name)
+    kwargs = {name: value for name, value in inputs if name}
+    return inspect(_make(target), args, None, kwargs, **vars(control))
+
+
+def _input(text: str) -> tuple[str, torch.Tensor]:
+    """Name, or "", and zeros of "1,3,32,32", "1,16:int64" or "tokens=1,16:int64"."""
+    name, _, rest = text.rpartition("=")
+    shape, _, kind = rest.partition(":")
+    kinds = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32, "bool": torch.bool}
+    kind = kind or "float32"
+    parts = shape.replace("x", ",").split(",")
+    if kind not in kinds or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
+        msg = (
+            f"`input` is {text!r}; allowed are positive sizes with commas, behind a colon one of the types "
+            f"{(*kinds,)}, before an equals sign a name; write for example 1,3,32,32 or tokens=1,16:int64"
+        )
+        raise CaptureError(msg)
+    return name, torch.zeros([int(p) for p in parts], dtype=kinds[kind])
 
 
 def _make(target: str) -> nn.Module:
@@ -344,11 +391,3 @@ def _make(target: str) -> nn.Module:
         msg = f"`target` {target!r} made a {type(model).__name__}; it must make a torch.nn.Module; {advice}"
         raise CaptureError(msg)
     return model
-
-
-def _shape(text: str) -> list[int]:
-    parts = text.replace("x", ",").split(",")
-    if not all(p.strip().isdigit() and int(p) > 0 for p in parts):
-        msg = f"`input` is {text!r}; allowed are positive sizes with commas; write for example 1,3,32,32"
-        raise CaptureError(msg)
-    return [int(p) for p in parts]

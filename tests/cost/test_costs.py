@@ -15,6 +15,8 @@ from zerobit.graph.capture import capture
 from zerobit.graph.describe import describe
 from zerobit.graph.folding import fold_batch_norm
 from zerobit.graph.ir import Graph
+from zerobit.search.attach import attach
+from zerobit.search.method import ChannelSoftmax
 from zerobit.zoo.models import model as zoo_model
 
 COSTS: dict[str, AbstractCost] = {
@@ -150,11 +152,22 @@ def test_size_counts_what_is_stored() -> None:
     assert Size(storage=(8,))(use).item() == count
 
 
-def test_weights_of_ops_without_a_rule_count_in_float() -> None:
+def test_weights_of_ops_without_a_rule_count_at_their_widths_and_frozen_ones_in_float() -> None:
     net = attached("recurrent")
     lstm = sum(t.numel() for n, t in net.tensors().items() if n.startswith("lstm") and t.dim() > 1)
-    searched = sum(t.numel() for n, t in net.tensors().items() if n in ("conv.weight", "fc1.weight", "fc2.weight"))
-    assert Size()(usage(net.graph, uniform(net.graph, 8))).item() == searched + 4 * lstm
+    layers = sum(t.numel() for n, t in net.tensors().items() if n in ("conv.weight", "fc1.weight", "fc2.weight"))
+    assert Size()(usage(net.graph, uniform(net.graph, 8))).item() == layers + lstm
+    row = case("recurrent")
+    frozen = attach(row.build(), row.inputs(2), ChannelSoftmax(), frozen=["lstm"])
+    assert Size()(usage(frozen.graph, uniform(frozen.graph, 8))).item() == layers + 4 * lstm
+
+
+def test_a_network_that_is_frozen_costs_its_float_weights() -> None:
+    row = case("mlp")
+    net = attach(row.build(), row.inputs(2), ChannelSoftmax(), frozen=["*"])
+    use = usage(net.graph, net.bits(hard=True))
+    assert Size()(use).item() == 4 * (16 * 12 + 12 * 8 + 8 * 3)
+    assert [price(use).item() for price in (Macs(), Bops(), TableLatency.load("mpic"))] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("name", target_names())

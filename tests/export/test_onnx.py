@@ -10,208 +10,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from integer_networks import NETWORKS, Builder, branches, perceptron, residual
 from zerobit.errors import ExportError, ZerobitError
-from zerobit.export import onnx_file
+from zerobit.export import onnx_builder
 from zerobit.export.onnx_file import write_onnx
 from zerobit.export.onnx_run import input_names, open_session, run_onnx
-from zerobit.integer.check import window_counts
 from zerobit.integer.ir import (
     Add,
     AvgPool,
-    Concat,
     Conv,
     IntegerGraph,
     IntegerTensor,
     Linear,
-    MaxPool,
     Mean,
-    Op,
-    Pad,
+    Multiply,
     Quantize,
     Rescale,
-    Reshape,
+    Subtract,
     Weights,
-    reads,
 )
+from zerobit.integer.shapes import window_counts
 from zerobit.integer.twins import run_float32
-
-
-class Builder:
-    """Grows a random network; scales are such that a part of every tensor saturates."""
-
-    def __init__(self, shape, seed, *, normalise=False, **form):
-        self.rng = np.random.default_rng(seed)
-        self.tensors: dict[str, IntegerTensor] = {}
-        self.ops: list[Op] = []
-        moments = (self.rng.normal(size=shape[0]), self.rng.uniform(0.5, 2, shape[0])) if normalise else ()
-        self._put("image", shape, 0.02, **form)
-        self.ops.append(Quantize("x", "image", *moments))
-
-    def graph(self, *, every: bool = True) -> IntegerGraph:
-        """The network with every tensor as an output, or only those that no op reads."""
-        read = {name for op in self.ops for name in reads(op)}
-        names = tuple(name for name in self.tensors if every or name not in read)
-        return IntegerGraph(tuple(self.tensors.values()), tuple(self.ops), names).validate()
-
-    def _put(self, name, shape, scale, bits=8, signed=False):
-        self.tensors[name] = IntegerTensor(name, shape, scale, bits, signed)
-
-    def _new(self, op: Op, source: str, shape, bits=8, signed=False, logits=False) -> str:
-        given = self.tensors[source]
-        reach = given.step * max(-given.low, given.high) * self.rng.uniform(0.3, 1.1)
-        scale = None if logits else reach / (2 ** (bits - signed) - 1)
-        self._put(op.output, shape, scale, bits, signed)
-        self.ops.append(op)
-        return op.output
-
-    def _same(self, op: Op, source: str, shape) -> str:
-        self.tensors[op.output] = replace(self.tensors[source], name=op.output, shape=shape)
-        self.ops.append(op)
-        return op.output
-
-    def _weights(self, shape, widths, full) -> Weights:
-        bits = self.rng.choice(widths, shape[0])
-        half = 2 ** (bits - 1)
-        values = np.stack([self.rng.integers(-h if full else 1 - h, h, shape[1:]) for h in half])
-        scale = self.rng.uniform(0.5, 2, shape[0]) / (half * np.sqrt(np.prod(shape[1:])))
-        return Weights(values, bits, scale, self.rng.integers(-300, 300, shape[0]))
-
-    def conv(self, x, name, channels, kernel, *, stride=1, padding=None, dilation=1, groups=1,
-             widths=(2, 4, 8), full=False, clip_low=None, clip_high=None, **form):  # fmt: skip
-        inputs, *sizes = self.tensors[x].shape
-        kernel, stride, dilation = (
-            value if isinstance(value, tuple) else (value,) * len(sizes) for value in (kernel, stride, dilation)
-        )
-        padding = padding or tuple((width // 2, width // 2) for width in kernel)
-        weights = self._weights((channels, inputs // groups, *kernel), widths, full)
-        shape = (channels, *window_counts(sizes, kernel, stride, padding, dilation))
-        op = Conv(x, name, weights, stride, padding, dilation, groups, clip_low, clip_high)
-        return self._new(op, x, shape, **form)
-
-    def linear(self, x, name, features, *, widths=(2, 4, 8), clip_high=None, **form):
-        weights = self._weights((features, *self.tensors[x].shape), widths, full=False)
-        return self._new(Linear(x, name, weights, clip_high=clip_high), x, (features,), **form)
-
-    def add(self, a, b, name, *, clip_high=None, **form):
-        return self._new(Add(a, b, name, clip_high=clip_high), a, self.tensors[a].shape, **form)
-
-    def rescale(self, x, name, *, clip_low=None, **form):
-        return self._new(Rescale(x, name, clip_low=clip_low), x, self.tensors[x].shape, **form)
-
-    def mean(self, x, name, *, keepdim=False, **form):
-        channels, *sizes = self.tensors[x].shape
-        shape = (channels, *((1,) * len(sizes) if keepdim else ()))
-        return self._new(Mean(x, name, keepdim), x, shape, **form)
-
-    def _pooled(self, x, kernel, stride, padding):
-        channels, *sizes = self.tensors[x].shape
-        return (channels, *window_counts(sizes, kernel, stride, padding, (1,) * len(kernel)))
-
-    def avg_pool(self, x, name, kernel, stride, padding, *, include_pad, **form):
-        op = AvgPool(x, name, kernel, stride, padding, include_pad)
-        return self._new(op, x, self._pooled(x, kernel, stride, padding), **form)
-
-    def max_pool(self, x, name, kernel, stride, padding):
-        op = MaxPool(x, name, kernel, stride, padding)
-        return self._same(op, x, self._pooled(x, kernel, stride, padding))
-
-    def pad(self, x, name, padding):
-        channels, *sizes = self.tensors[x].shape
-        grown = (size + sum(pair) for size, pair in zip(sizes, padding, strict=True))
-        return self._same(Pad(x, name, padding), x, (channels, *grown))
-
-    def reshape(self, x, name, shape):
-        return self._same(Reshape(x, name), x, shape)
-
-    def concat(self, names, name):
-        channels = sum(self.tensors[other].shape[0] for other in names)
-        return self._same(Concat(names, name), names[0], (channels, *self.tensors[names[0]].shape[1:]))
-
-
-def residual(seed: int) -> Builder:
-    """ResNet-8 at 16 x 16: normalised input, signed sums, unsorted channels of 2, 4 and 8 bits."""
-    net = Builder((3, 16, 16), seed, normalise=True, signed=True)
-    x = net.conv("image", "stem", 16, 3)
-    for stage, (channels, stride) in enumerate([(16, 1), (32, 2), (64, 2)]):
-        y = net.conv(x, f"{stage}.one", channels, 3, stride=stride, clip_high=200)
-        y = net.conv(y, f"{stage}.two", channels, 3, signed=True)
-        if stride == 2:
-            x = net.conv(x, f"{stage}.short", channels, 1, stride=stride, padding=((0, 0),) * 2, signed=True)
-        x = net.add(x, y, f"{stage}.sum")
-    net.linear(net.mean(x, "mean"), "logits", 10, logits=True)
-    return net
-
-
-def separable(seed: int) -> Builder:
-    """Depthwise-separable with 4-bit activations, in 7 and 5 channels: packed bytes have gaps."""
-    net = Builder((1, 9, 10), seed, bits=8)
-    x = net.conv("image", "stem", 7, 3, stride=(2, 1), widths=(2,), bits=4)
-    x = net.conv(x, "dw1", 7, 3, groups=7, widths=(2, 4), bits=4)
-    x = net.conv(x, "pw1", 5, 1, widths=(4,), bits=8)
-    x = net.conv(x, "dw2", 10, (1, 3), groups=5, stride=(1, 2), bits=4)
-    x = net.conv(x, "pw2", 3, 1, bits=2)
-    x = net.mean(x, "mean", keepdim=True, bits=6)
-    net.linear(net.reshape(x, "flat", (3,)), "logits", 2, widths=(8,), logits=True)
-    return net
-
-
-def branches(seed: int) -> Builder:
-    """Concatenation, pools, paddings, groups, dilation, odd widths, rescaling, signed 4 and 5 bits."""
-    net = Builder((5, 9, 8), seed, bits=6, signed=bool(seed % 2))
-    a = net.conv("image", "a", 6, 3, stride=(2, 1), padding=((0, 1), (1, 2)), widths=(3, 5, 6, 7), bits=4)
-    b = net.conv(a, "grouped", 9, 3, groups=3, padding=((2, 2),) * 2, dilation=2, full=True, signed=True)
-    c = net.conv(b, "depthwise", 9, 3, groups=9, bits=4, signed=True, clip_low=-3, clip_high=5)
-    d = net.add(b, net.rescale(c, "relu"), "add", bits=5, signed=True)
-    e = net.max_pool(d, "max", (3, 2), (1, 1), ((1, 1), (0, 1)))
-    f = net.concat((e, d), "concat")
-    net.conv(f, "float", 4, 3, logits=True)
-    g = net.conv(net.pad(e, "pad", ((1, 0), (0, 2))), "valid", 3, 3, padding=((0, 0),) * 2, signed=True)
-    for include in (True, False):
-        for source in (f, a):
-            name = f"avg {source} {include}"
-            net.avg_pool(source, name, (3, 2), (2, 1), ((1, 0), (1, 1)), include_pad=include,
-                         signed=source == f, bits=8 if include else 4)  # fmt: skip
-    net.linear(net.reshape(g, "flat", (3 * 3 * 9,)), "hidden", 7, widths=(4,), signed=True)
-    net.linear(net.rescale("hidden", "hidden relu", signed=True, clip_low=0), "logits", 3, logits=True)
-    net.mean(g, "mean", signed=True)
-    return net
-
-
-def one_dimensional(seed: int) -> Builder:
-    """Every spatial op on [C, L]."""
-    net = Builder((3, 33), seed, signed=True)
-    x = net.conv("image", "stem", 8, 5, stride=2, widths=(2,))
-    y = net.conv(x, "depthwise", 8, 3, groups=8, signed=True)
-    z = net.conv(y, "grouped", 12, 3, groups=4, dilation=2, padding=((4, 0),))
-    y = net.add(y, x, "add", signed=True)
-    y = net.avg_pool(y, "avg", (3,), (2,), ((1, 0),), include_pad=bool(seed % 2), signed=True)
-    y = net.pad(net.max_pool(y, "max", (2,), (2,), ((0, 1),)), "pad", ((2, 1),))
-    net.conv(y, "float", 3, 3, logits=True)
-    net.linear(net.mean(z, "mean"), "logits", 5, logits=True)
-    return net
-
-
-def perceptron(seed: int) -> Builder:
-    """Linear layers only, of one feature too."""
-    net = Builder((13,), seed, normalise=True, signed=bool(seed % 2), bits=5)
-    x = net.linear("image", "one", 11, clip_high=99)
-    x = net.linear(x, "equal", 11)
-    x = net.linear(x, "two", 1, widths=(2, 3), signed=True, bits=4)
-    net.linear(x, "logits", 4, logits=True)
-    return net
-
-
-def chain_of_rescales(seed: int) -> Builder:
-    """Neighbouring quantise/dequantise pairs, which ONNX Runtime would merge into one on another scale."""
-    net = Builder((9,), seed, signed=True)
-    x = net.rescale("image", "relu")
-    x = net.rescale(x, "signed", signed=True)
-    x = net.rescale(x, "narrow", bits=4)
-    net.add(x, x, "twice")
-    return net
-
-
-NETWORKS = [residual, separable, branches, one_dimensional, perceptron, chain_of_rescales]
 
 
 def some_inputs(graph: IntegerGraph, seed: int) -> np.ndarray:
@@ -274,18 +93,34 @@ def test_other_kernels_are_fused_too(tmp_path):
 _DYADIC = [(0.5, 0.5, 1.0), (0.25, 1.0, 0.5), (0.1, 0.1, 0.2)]
 
 
+@pytest.mark.parametrize("kind", [Add, Subtract, Multiply])
 @pytest.mark.parametrize("signed", [(a, b, y) for a in (0, 1) for b in (0, 1) for y in (0, 1)])
-def test_add_of_every_pair_of_bytes(signed, tmp_path):
-    """All 65,536 sums on scales with many exact ties, and on random ones."""
+def test_every_pair_of_bytes(kind, signed, tmp_path):
+    """All 65,536 results on scales with many exact ties, and on random ones."""
     rng = np.random.default_rng(sum(signed))
     for scales in [*_DYADIC, *rng.uniform(0.01, 0.05, (5, 3)) * (1, 1, 2)]:
         forms = zip("aby", scales, signed, strict=True)
         a, b, y = (IntegerTensor(name, (256,), scale, 8, bool(sign)) for name, scale, sign in forms)
-        ops = (Quantize("left", "a"), Quantize("right", "b"), Add("a", "b", "y"))
+        if kind is Multiply:
+            y = replace(y, scale=y.step * 64 * max(scales))
+        ops = (Quantize("left", "a"), Quantize("right", "b"), kind("a", "b", "y"))
         graph = IntegerGraph((a, b, y), ops, ("y",))
         grid = np.meshgrid(*(np.arange(t.low, t.high + 1) * t.step for t in (a, b)))
         feeds = {name: values.astype(np.float32) for name, values in zip(graph.inputs, grid, strict=True)}
-        assert_file_equals_twin(graph, feeds, write_onnx(graph, tmp_path / "add.onnx"))
+        assert_file_equals_twin(graph, feeds, write_onnx(graph, tmp_path / "pairs.onnx"))
+
+
+@pytest.mark.parametrize("kind", [Add, Multiply])
+@pytest.mark.parametrize("shapes", [((4, 1, 1), (4, 3, 5)), ((4, 3, 5), (4, 1, 1)), ((1, 3, 1), (4, 1, 5))])
+def test_pairs_that_broadcast(kind, shapes, tmp_path):
+    """The runtime has a kernel of its own for spans that meet one value."""
+    rng = np.random.default_rng(0)
+    a, b = (IntegerTensor(n, s, rng.uniform(0.01, 0.05), 8, True) for n, s in zip("ab", shapes, strict=True))
+    scale = 0.05 if kind is Add else 0.02
+    y = IntegerTensor("y", np.broadcast_shapes(*shapes), scale, 8, True)
+    graph = IntegerGraph((a, b, y), (Quantize("l", "a"), Quantize("r", "b"), kind("a", "b", "y")), ("y",))
+    feeds = {n: rng.normal(0, 3, (300, *s)).astype(np.float32) for n, s in zip("lr", shapes, strict=True)}
+    assert_file_equals_twin(graph, feeds, write_onnx(graph, tmp_path / "pairs.onnx"))
 
 
 @pytest.mark.parametrize("kernel", [(1,), (2, 2), (2, 4)])
@@ -324,7 +159,7 @@ def test_rescale_rounds_in_the_kernel_order(scale, target, tmp_path):
 @given(st.sampled_from([2, 4, 8]), st.integers(1, 17), st.integers(0, 2**32 - 1))
 def test_packed_values_read_back(bits, count, seed):
     values = np.random.default_rng(seed).integers(-(2 ** (bits - 1)), 2 ** (bits - 1), count).astype(np.int8)
-    raw = onnx_file.pack_bits(values, bits)
+    raw = onnx_builder.pack_bits(values, bits)
     assert len(raw) == -(-count * bits // 8)
     kinds = {2: onnx.TensorProto.INT2, 4: onnx.TensorProto.INT4, 8: onnx.TensorProto.INT8}
     tensor = onnx.TensorProto(name="t", data_type=kinds[bits], dims=[count], raw_data=raw)
@@ -414,7 +249,7 @@ def test_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="disk full"):
             write_onnx(perceptron(1).graph(), path)
     with monkeypatch.context() as patch:
-        patch.setattr(onnx_file, "pack_bits", lambda *_: b"")
+        patch.setattr(onnx_builder, "pack_bits", lambda *_: b"")
         with pytest.raises(ExportError, match="checker refuses"):
             write_onnx(perceptron(1).graph(), path)
     assert path.read_bytes() == before

@@ -27,6 +27,8 @@ class Scale(nn.Module):
 
     def forward(self, x: Tensor, *sources: Tensor) -> Tensor:
         self.calls += 1
+        if not x.is_floating_point():  # positions that are picked, conditions
+            return x
         for source in sources:
             x = x * source
         return x * self.factor
@@ -49,7 +51,7 @@ def _with_slots(program: Program) -> dict[str, Scale]:
     tensors += dict.fromkeys(op.weight for op in graph.weighted if op.weight is not None)
     slots = {tensor: Scale() for tensor in tensors}
     for tensor, slot in slots.items():
-        insert_slot(program, tensor, slot_name(tensor), slot, (source,))
+        insert_slot(program, tensor, slot_name("scales", tensor), slot, (source,))
     return slots
 
 

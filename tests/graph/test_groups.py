@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from cases import captured, case
+from cases import Forward, captured, case
 from zerobit.graph.capture import capture
 from zerobit.graph.describe import describe
 from zerobit.graph.folding import fold_batch_norm
@@ -37,7 +38,7 @@ def _index(graph: Graph, group: str, tensor: str, dim: int) -> list[list[int]]:
 
 def _modules(graph: Graph, group: str) -> list[str]:
     """The user's layers whose output a mask zeroes."""
-    affine = _group(graph, group).affine
+    affine = _group(graph, group).masked
     return [op.module for op in graph.ops if op.name in affine]
 
 
@@ -150,34 +151,33 @@ def test_a_barrier_freezes_what_it_reads_and_is_named() -> None:
     graph = _graph("barrier")
     assert _summary(graph) == [
         ("conv1", 5, None),
-        ("conv2", 4, "read by `floor` (aten.floor.default), an op without a rule"),
+        ("conv2", 4, "read by `sort` (aten.sort.default): zerobit has no rule for this op"),
         ("conv3", 3, None),
         ("fc", 3, OUTPUT),
     ]
-    assert [op.name for op in graph.barriers] == ["floor"]
+    assert [op.name for op in graph.barriers] == ["sort", "getitem"]
 
 
-def test_a_gate_freezes_both_its_sides_only() -> None:
+def test_a_gate_goes_with_what_it_gates() -> None:
+    """The product is zero where `stem` is masked, whatever the sigmoid says: it needs no mask itself."""
     graph = _graph("gated")
-    frozen = {g.name: g.frozen for g in graph.groups}
-    assert frozen == {
-        "stem": "read by `mul` (aten.mul.Tensor), an op without a rule",
-        "squeeze": None,
-        "excite": "read by `sigmoid` (aten.sigmoid.default), an op without a rule",
-        "conv": None,
-        "fc": OUTPUT,
-    }
+    assert _summary(graph) == [("stem", 6, None), ("squeeze", 4, None), ("conv", 4, None), ("fc", 3, OUTPUT)]
+    assert _modules(graph, "stem") == ["stem", "excite"]
+    assert _parameters(graph, "stem") == _one_each(
+        6,
+        ("stem.weight", 0),
+        ("stem.bias", 0),
+        ("squeeze.weight", 1),
+        ("excite.weight", 0),
+        ("excite.bias", 0),
+        ("conv.weight", 1),
+    )
 
 
 def test_tied_parameters_are_one_and_what_a_barrier_reads_keeps_its_shape() -> None:
     graph = _graph("tied")
-    reason = "`fc1.weight` is read by `sin` (aten.sin.default), an op without a rule"
-    assert _summary(graph) == [
-        ("left", 6, None),
-        ("conv", 2, reason),
-        ("fc1", 4, reason),
-        ("fc2", 3, "read by `mul` (aten.mul.Tensor), an op without a rule"),
-    ]
+    reason = "`fc1.weight` is read by `sort` (aten.sort.default): zerobit has no rule for this op"
+    assert _summary(graph) == [("left", 6, None), ("conv", 2, reason), ("fc1", 4, reason), ("fc2", 3, OUTPUT)]
     assert _parameters(graph, "left") == _one_each(
         6, ("left.weight", 0), ("left.bias", 0), ("right.bias", 0), ("conv.weight", 1)
     )
@@ -222,16 +222,67 @@ def test_a_parameter_that_is_returned_keeps_its_shape() -> None:
     assert graph.outputs == ("linear_1", "fc1.bias")
 
 
-def test_what_meets_unevenly_is_frozen() -> None:
+def test_units_that_lie_otherwise_are_a_group_of_their_own() -> None:
+    """Channels of `c` go with those of `a` in its first half, with those of `b` in its second."""
     graph = _graph("concat_add")
-    assert _summary(graph) == [("a", 6, "its channels lie unevenly along `conv2d_1`"), ("last", 2, OUTPUT)]
+    assert _summary(graph) == [("a", 3, None), ("b", 3, None), ("last", 2, OUTPUT)]
+    assert _index(graph, "a", "c.weight", 0) == [[0], [1], [2]]
+    assert _index(graph, "b", "c.weight", 0) == [[3], [4], [5]]
+    assert _index(graph, "b", "b.weight", 0) == [[0], [1], [2]]
+    assert _index(graph, "b", "last.weight", 1) == [[3], [4], [5]]
 
 
-def test_padding_that_is_not_zero_freezes() -> None:
-    frozen = {g.name: g.frozen for g in _graph("padded").groups}
-    assert frozen["conv1"] is None
-    assert frozen["conv2"] is None
-    assert frozen["conv2b"] == "an absent channel would not read as zero in `conv2d_3`"
+def test_a_range_of_channels_is_a_group_with_a_number() -> None:
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.left, self.right = nn.Conv1d(2, 6, 1), nn.Conv1d(4, 2, 1), nn.Conv1d(3, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.stem(x)
+            return self.left(y[:, :4]) + self.right(y[:, 3:])
+
+    graph = describe(capture(Parts(), torch.randn(2, 2, 3)))
+    assert _summary(graph) == [("stem", 3, None), ("stem#2", 1, None), ("stem#3", 2, None), ("left", 2, OUTPUT)]
+    assert _index(graph, "stem", "stem.weight", 0) == [[0], [1], [2]]
+    assert _index(graph, "stem#2", "stem.weight", 0) == [[3]]
+    assert _index(graph, "stem#2", "left.weight", 1) == [[3]]
+    assert _index(graph, "stem#2", "right.weight", 1) == [[0]]
+    assert _index(graph, "stem#3", "stem.bias", 0) == [[4], [5]]
+    assert _index(graph, "stem#3", "right.weight", 1) == [[1], [2]]
+
+
+def test_what_does_not_keep_zero_is_masked_where_it_must_be_zero() -> None:
+    """Padding with one is, and the sum it is read by; zero padding is not."""
+    graph = _graph("padded")
+    assert _summary(graph) == [("conv1", 4, None), ("conv2", 5, None), ("conv2b", 4, None), ("conv3", 3, OUTPUT)]
+    assert _group(graph, "conv1").masked == ("conv2d",)
+    assert _group(graph, "conv2b").masked == ("conv2d_2", "pad_2")
+
+
+def test_parameters_that_are_added_are_masked() -> None:
+    """A class token in front and positions: what is added to a channel that is gone must go with it."""
+    graph = _graph("class_token")
+    (group,) = [g for g in graph.groups if g.name == "embed"]
+    assert group.frozen is None
+    assert {("token", 2), ("positions", 2)} <= set(_parameters(graph, "embed"))
+    assert {"token", "positions"} <= set(group.masked)
+
+
+def test_heads_go_as_a_whole() -> None:
+    """Of queries, keys and values of one layer, [3, heads, 4] in each row; their channels are not cut."""
+    graph = _graph("attention")
+    index = np.arange(24).reshape(3, 2, 4).transpose(1, 0, 2).reshape(2, 12)
+    assert _group(graph, "qkv").units == 2
+    assert _group(graph, "qkv").frozen is None
+    assert _index(graph, "qkv", "qkv.weight", 0) == index.tolist()
+    assert _index(graph, "qkv", "out.weight", 1) == np.arange(8).reshape(2, 4).tolist()
+
+
+def test_blocks_of_a_pixel_shuffle_go_as_a_whole() -> None:
+    graph = _graph("pixel_shuffle")
+    assert _index(graph, "conv", "conv.weight", 0) == np.arange(16).reshape(4, 4).tolist()
+    assert _index(graph, "conv", "last.weight", 1) == [[0], [1], [2], [3]]
 
 
 def test_channels_on_another_dimension_freeze_a_convolution() -> None:
@@ -242,8 +293,9 @@ def test_channels_on_another_dimension_freeze_a_convolution() -> None:
 
 
 def test_channels_on_another_dimension_freeze_a_batch_norm() -> None:
+    """Those it normalises are averaged over later, and count there when they are gone."""
     graph = _graph("rows_mean")
-    assert _group(graph, "conv").frozen == "averaged over in `mean`"
+    assert _group(graph, "conv").frozen is None
     assert _group(graph, "rows").frozen == "not on the channel dimension of `batch_norm`"
 
 
@@ -255,10 +307,10 @@ def test_of_several_reasons_the_first_is_given() -> None:
 
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             b = self.b(x)
-            return torch.floor(b), self.a(x) + b
+            return b.sort().values, self.a(x) + b
 
     (group,) = describe(capture(Twice(), torch.randn(2, 3))).groups
-    assert group.frozen == "read by `floor` (aten.floor.default), an op without a rule"
+    assert group.frozen == "read by `sort` (aten.sort.default): zerobit has no rule for this op"
 
 
 def test_a_batch_norm_that_stays_is_masked_too() -> None:
@@ -280,9 +332,10 @@ def test_a_batch_norm_that_stays_is_masked_too() -> None:
     [
         ((6, 4), (6, 4), "conv2", None),
         ((6, 4), (24,), "fc", None),
-        ((6, 4), (4, 6), "conv2", "channels are split or mixed in `view`"),
-        ((6, 4), (2, 12), "conv2", "channels are split or mixed in `view`"),
-        ((6, 4), (3, 2, 4), "fc", "channels are split or mixed in `view`"),
+        ((6, 4), (4, 6), "conv2", "elements are mixed in `view`"),
+        ((6, 4), (2, 12), "conv2", None),
+        ((6, 4), (3, 8), "fc", None),
+        ((6, 4), (3, 2, 4), "fc", OUTPUT),
         ((6, 1), (1, 6, 1), "fc1", None),
     ],
 )
@@ -305,7 +358,23 @@ def test_views(before: Sequence[int], after: Sequence[int], target: str, reason:
     assert graph.groups[0].frozen == reason
 
 
-def test_a_view_that_mixes_the_batch_freezes() -> None:
+def test_the_factor_with_most_units_carries_them() -> None:
+    """Twelve channels as 2 x 6 or 6 x 2: the six are the units, with two channels each."""
+    for after, index in (
+        ((2, 6, 3), [[i, i + 6] for i in range(6)]),
+        ((6, 2, 3), [[2 * i, 2 * i + 1] for i in range(6)]),
+    ):
+        model = Forward(
+            lambda m, x, after=after: m.fc(F.relu(m.conv(x)).reshape(-1, *after).flatten(1)),
+            conv=nn.Conv1d(2, 12, 1),
+            fc=nn.Linear(36, 2),
+        )
+        assert _index(describe(capture(model, torch.randn(2, 2, 3))), "conv", "conv.weight", 0) == index
+
+
+def test_a_view_merges_channels_with_the_batch() -> None:
+    """A mask can't lie along such a dimension, so they stay where one would have to."""
+
     class Merge(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -313,7 +382,7 @@ def test_a_view_that_mixes_the_batch_freezes() -> None:
             self.fc = nn.Linear(3, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.fc(self.conv(x).reshape(-1, 3))
+            return self.fc(self.conv(x).reshape(-1, 3)).reshape(x.shape[0], 8).sum(1, keepdim=True)
 
     graph = describe(capture(Merge(), torch.randn(2, 2, 3)))
-    assert graph.groups[0].frozen == "channels are split or mixed in `reshape`"
+    assert graph.groups[0].frozen == "merged with the batch in `linear`"

@@ -106,7 +106,7 @@ _STRUCTURE = {
             (*_graph().ops, Rescale("logits", "y")),
             ("y", "mean"),
         ),
-        "only a graph output can be float",
+        "only islands and graph outputs are float",
     ),
     "no input": (IntegerGraph((), (), ()), "`outputs`"),
     "mean length": (_with_op(0, Quantize("image", "x", np.zeros(3))), "`mean` of 'x'"),

@@ -5,11 +5,12 @@ import dataclasses
 import itertools
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cases import CASES, ModelCase, case
+from cases import CASES, Forward, ModelCase, case
 from searches import METHODS, QUICK, attached, scramble
 from zerobit.cost import Bops, Macs, Size, TableLatency
 from zerobit.cost.base import usage
@@ -20,8 +21,9 @@ from zerobit.cut.project import smallest
 from zerobit.errors import BudgetError, PlanError
 from zerobit.formats import GRID
 from zerobit.plan import Plan
-from zerobit.search.attach import SearchNet
+from zerobit.search.attach import attach
 from zerobit.search.method import ChannelSoftmax
+from zerobit.search.net import SearchNet
 
 COSTS = {"size": Size(), "macs": Macs(), "bops": Bops(), "mpic": TableLatency.load("mpic")}
 SHARES = ("15%", "40%", "80%")
@@ -49,8 +51,9 @@ def _check_coupling(net: SearchNet, plan: Plan) -> None:
     if method.shared:
         for group in net.graph.groups:
             for unit in range(group.units):
-                ours = [m for m in group.members if m.dim == 0 and m.tensor in plan.weights]
-                assert len({plan.weights[m.tensor].bits[c] for m in ours for c in m.index[unit]}) <= 1
+                rows = {n: net.graph.row_units(n).get(group.name, np.array([])) for n in plan.weights}
+                found = {plan.weights[n].bits[c] for n, u in rows.items() for c in np.flatnonzero(u == unit)}
+                assert len(found) <= 1
     for group in net.graph.groups:
         least = min(method.min_channels, group.units)
         assert len(plan.kept[group.name]) >= (group.units if group.frozen else least)
@@ -147,7 +150,8 @@ def test_an_infeasible_budget_names_what_can_be_reached(method: str, cost: str) 
 
 
 def test_float_weights_are_named_where_they_hold_a_budget() -> None:
-    net = attached("recurrent")
+    row = case("recurrent")
+    net = attach(row.build(), row.inputs(2), ChannelSoftmax(), frozen=["lstm"])
     with pytest.raises(BudgetError, match=r"held by .*float"):
         check_budget(net, Budget(Size(), 1))
 
@@ -314,10 +318,13 @@ def test_plans_that_do_not_fit_are_refused() -> None:
 
 
 def test_a_weight_outside_all_groups_keeps_its_channels() -> None:
-    """It lies unevenly along a concatenation, so that no group holds it."""
-    net = attached("concat_add")
-    with pytest.raises(PlanError, match=r"`weights\.a\.weight\.bits` is 0 at channel 1, which can't be removed"):
-        apply(net, _edit(decide(net), "a.weight", 1, 0))
+    """An op without a rule reads it."""
+    model = Forward(
+        lambda m, x: m.last(torch.bilinear(x, x, m.pair.weight, None)), pair=nn.Bilinear(3, 3, 4), last=nn.Linear(4, 2)
+    )
+    net = attach(model.eval(), torch.randn(4, 3), METHODS["default"])
+    with pytest.raises(PlanError, match=r"`weights\.pair\.weight\.bits` is 0 at channel 1, which can't be removed"):
+        apply(net, _edit(decide(net), "pair.weight", 1, 0))
 
 
 def test_another_plan_for_a_network_that_is_cut_is_refused() -> None:

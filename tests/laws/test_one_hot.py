@@ -44,7 +44,7 @@ class _Count(TorchDispatchMode):
         if name in PRODUCTS:
             x, w = (args[i] for i in PRODUCTS[name])
             if _place(w) in self.weight_bits:
-                self._multiply(x, w, result, is_matrix=name != "convolution")
+                self._multiply(x, w, result, name, args)
         widths = [self.value_bits[_place(t)] for t in tensors if _place(t) in self.value_bits]
         for made in (t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, Tensor)):
             self.alive.append(made)  # an address must not be given out twice
@@ -52,10 +52,12 @@ class _Count(TorchDispatchMode):
                 self.value_bits.setdefault(_place(made), widths[0])
         return result
 
-    def _multiply(self, x: Tensor, w: Tensor, result: Tensor, *, is_matrix: bool) -> None:
+    def _multiply(self, x: Tensor, w: Tensor, result: Tensor, name: str, args: Any) -> None:
+        """Each value of the result is a sum; of a transposed convolution each value of the input is spread."""
         bits = self.weight_bits[_place(w)]
-        per_output = w.shape[0] if is_matrix else w[0].numel()
-        per_channel = result.numel() // len(bits) * per_output
+        is_transposed = name == "convolution" and args[6]
+        products = w[0].numel() if name == "convolution" else w.shape[-2]
+        per_channel = (x if is_transposed else result).numel() * products // len(bits)
         for b in bits:
             self.macs[self.value_bits[_place(x)], b] += per_channel
 
@@ -100,7 +102,7 @@ def _counted(net: QuantNet, row: ModelCase) -> dict[str, float]:
         hook.remove()
         quantised[id(inputs[0])] = module.bits
     stored = {b: 2 if b == 2 else 4 if b <= 4 else 8 for b in range(2, 9)}
-    size = sum(stored[b] * tensors[i][0].numel() for i, bits in quantised.items() for b in bits)
+    size = sum(stored[b] * tensors[i].numel() // len(bits) for i, bits in quantised.items() for b in bits)
     rest = sum(32 * t.numel() for i, t in tensors.items() if i not in quantised)
     wide = {b: next(w for w in (2, 4, 8) if w >= b) for b in range(2, 9)}
     return {

@@ -1,5 +1,7 @@
 """Where activations are quantised: on what integer ops read, signed where values can be negative."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,8 +11,8 @@ from cases import case
 from searches import attached
 from zerobit.graph.capture import capture
 from zerobit.graph.describe import describe
-from zerobit.graph.ir import Kind
-from zerobit.quant.placement import activation_sites
+from zerobit.graph.ir import Graph, Kind
+from zerobit.quant.placement import activation_sites, assign, float_reason, place
 from zerobit.search.attach import SearchNet
 
 #: network -> (module or kind of op whose result is quantised, signed), in order.
@@ -135,3 +137,81 @@ def test_quantised_ranges_cover_the_sign_of_what_flows() -> None:
 
 def _signed(net: SearchNet, site: str) -> bool:
     return next(s.signed for s in net.sites if s.name == site)
+
+
+class _Mixed(nn.Module):
+    """A layer, something between, and a layer."""
+
+    def __init__(self, between: Callable[["_Mixed", Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.one, self.two, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.norm, self.gain, self.between = nn.LayerNorm(4), nn.Parameter(torch.randn(4)), between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.between(self, self.one(x), self.two(x)))
+
+
+def _mixed(between: Callable[[_Mixed, Tensor, Tensor], Tensor]) -> Graph:
+    return describe(capture(_Mixed(between).eval(), torch.randn(2, 5, 4)))
+
+
+@pytest.mark.parametrize(
+    ("between", "floats"),
+    [
+        (lambda m, a, b: F.gelu(a) * m.gain + b, []),
+        (lambda m, a, b: a * torch.sigmoid(b), []),
+        # a norm that is written out: its factors span a wide range, and so the product stays in float
+        (
+            lambda m, a, b: a * torch.rsqrt(a.pow(2).mean(-1, keepdim=True) + 1e-6),
+            ["pow", "mean", "add", "rsqrt", "mul"],
+        ),
+        # what is in float stays so until a layer reads it
+        (lambda m, a, b: F.gelu(m.norm(a)).reshape(-1, 5, 4), ["layer_norm", "gelu", "reshape"]),
+        # a sum with one operand on integers is on integers
+        (lambda m, a, b: m.norm(a) + b, ["layer_norm"]),
+        (lambda m, a, b: m.norm(a + b), ["add", "layer_norm"]),
+    ],
+)
+def test_what_is_computed_in_float(between: Callable[[_Mixed, Tensor, Tensor], Tensor], floats: list[str]) -> None:
+    graph = _mixed(between)
+    found = [op.target.split(".")[1] for op in graph.ops if float_reason(graph, op) is not None]
+    assert found == floats
+
+
+def test_a_float_result_is_quantised_right_where_a_layer_reads_it() -> None:
+    graph = _mixed(lambda m, a, b: F.gelu(m.norm(a)).reshape(-1, 5, 4))
+    sites = [site.name for site in activation_sites(graph)]
+    reshape = next(op.name for op in graph.ops if op.kind is Kind.RESHAPE)
+    assert sites == [graph.inputs[0], "linear", reshape]
+
+
+@pytest.mark.parametrize("name", ["resnet8", "concat_branches", "pre_activation", "rows_mean", "gated", "recurrent"])
+def test_quantizers_alone_tell_what_is_integer(name: str) -> None:
+    """So that a plan can be lowered after a cut that changes ops."""
+    graph = attached(name).graph
+    sites = {tensor: site.name for site in activation_sites(graph) for tensor in site.tensors}
+    again, once = assign(graph, sites, sites), place(graph)
+    assert (dict(again.reasons), dict(again.governor)) == (dict(once.reasons), dict(once.governor))
+
+
+def test_members_of_a_concatenation_with_quantizers_of_their_own_are_joined_in_float() -> None:
+    graph = attached("concat_branches").graph
+    sites = {tensor: tensor for site in activation_sites(graph) for tensor in site.tensors}
+    (concat,) = (op for op in graph.ops if op.kind is Kind.CONCAT)
+    assert "quantised apart" in assign(graph, sites, sites).reasons[concat.name]
+
+
+def test_integers_and_other_orders_of_dimensions_stay_in_float() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.fc = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            x = self.words(torch.relu(ids + 1))
+            return self.fc(torch.relu(x.transpose(0, 1)).transpose(0, 1))
+
+    graph = describe(capture(Net().eval(), torch.zeros(2, 5, dtype=torch.int64)))
+    last = graph.ops[-2].name
+    assert [site.name for site in activation_sites(graph)] == [last]
+    assert list(place(graph).reasons) == [op.name for op in graph.ops[:-1]]

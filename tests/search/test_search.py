@@ -13,10 +13,12 @@ from zerobit.cost import Bops, Size, TableLatency
 from zerobit.cost.base import usage
 from zerobit.errors import CaptureError, FormatError
 from zerobit.formats import GRID
-from zerobit.search.attach import SearchNet, attach, calibrate
-from zerobit.search.choice import MIN_TEMPERATURE, AbstractChoice
+from zerobit.graph.rows import to_rows
+from zerobit.search.attach import attach, calibrate
+from zerobit.search.choice import MIN_TEMPERATURE, AbstractChoice, UnitRule
 from zerobit.search.gates.logit import LogitGate
 from zerobit.search.method import ChannelSoftmax
+from zerobit.search.net import SearchNet
 from zerobit.search.widths.coupled import CoupledChoice
 
 #: Every network with the two forms of choice, every method on two networks.
@@ -57,7 +59,9 @@ def test_evaluation_is_the_hard_choice(name: str, method: str) -> None:
         assert dist.p.eq(1).sum() == len(chosen), "one width per channel"
         slot, w = net.weight_slot(weight), net.tensors()[weight]
         effective = _effective(net, weight)
-        steps = slot.grid.steps(w.flatten(1))
+        layout = net.graph.rows[weight]
+        w, effective = to_rows(w, layout), to_rows(effective, layout)
+        steps = slot.grid.steps(w)
         for c, b in enumerate(chosen.int().tolist()):
             expected = torch.zeros_like(w[c])
             if b:
@@ -99,12 +103,11 @@ def test_distributions_are_probabilities_and_agree_with_their_group(name: str, m
         for dist in (*bits.weights.values(), *bits.activations.values()):
             torch.testing.assert_close(dist.p.sum(1), torch.ones(len(dist.p)).double(), rtol=0, atol=1e-6)
             assert (dist.p > -1e-6).all()
-        for group in net.graph.groups:
-            for member in group.members:
-                if member.dim == 0 and member.tensor in bits.weights:
-                    keep = bits.weights[member.tensor].keep[torch.as_tensor(member.index)]
-                    wanted = bits.keep[group.name][:, None].expand_as(keep)
-                    torch.testing.assert_close(keep, wanted, rtol=1e-6, atol=1e-6)
+        for weight, dist in bits.weights.items():
+            for group, unit in net.graph.row_units(weight).items():
+                ours = torch.as_tensor(unit >= 0)
+                wanted = bits.keep[group][torch.as_tensor(unit)[ours]]
+                torch.testing.assert_close(dist.keep[ours], wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -170,19 +173,19 @@ def test_search_starts_near_the_trained_network(method: str) -> None:
 
 
 def test_soft_gates_are_one_at_the_start_and_never_scaled_in_evaluation() -> None:
-    gate = LogitGate(5, "softmax", 0.85, 1)
+    gate = LogitGate(5, "softmax", 0.85, UnitRule())
     torch.testing.assert_close(gate(), torch.ones(5))
     assert torch.equal(gate.eval()(), torch.ones(5))
-    coupled = CoupledChoice(5, (2, 4, 8), "softmax", removable=True, minimum=1)
+    coupled = CoupledChoice(5, (2, 4, 8), "softmax", removable=True, rule=UnitRule())
     torch.testing.assert_close(coupled().sum(1), torch.ones(5))
     assert torch.equal(coupled.eval()(), torch.tensor([[0.0, 0.0, 1.0]] * 5))
 
 
 def test_published_start() -> None:
     """Motetti et al., IEEE TC 2024: logits b / max(b) give (.150, .193, .248, .409) for {0, 2, 4, 8}."""
-    theta = CoupledChoice(1, (2, 4, 8), "softmax", removable=True, minimum=1).probability()
+    theta = CoupledChoice(1, (2, 4, 8), "softmax", removable=True, rule=UnitRule()).probability()
     torch.testing.assert_close(theta, torch.tensor([[0.150, 0.193, 0.248, 0.409]]), rtol=0, atol=5e-4)
-    theta = CoupledChoice(1, (2, 4, 8), "softmax", removable=False, minimum=1).probability()
+    theta = CoupledChoice(1, (2, 4, 8), "softmax", removable=False, rule=UnitRule()).probability()
     torch.testing.assert_close(theta, torch.tensor([[0, 0.227, 0.292, 0.481]]), rtol=0, atol=5e-4)
 
 
@@ -201,7 +204,7 @@ def test_published_start() -> None:
 def test_gate_keeps_above_one_half_and_at_least_the_minimum(
     p: tuple[float, ...], minimum: int, kept: tuple[int, ...]
 ) -> None:
-    gate = LogitGate(3, "hard", 0.85, minimum)
+    gate = LogitGate(3, "hard", 0.85, UnitRule(minimum))
     with torch.no_grad():
         gate.gate.copy_(torch.logit(torch.tensor(p)))
     assert gate.hard().int().tolist() == list(kept)
@@ -225,7 +228,7 @@ def test_hard_choice_is_not_the_argmax_of_the_joint_probability() -> None:
 
 
 def test_at_least_so_many_units_stay_in_the_coupled_form() -> None:
-    choice = CoupledChoice(4, (2, 8), "hard", removable=True, minimum=2)
+    choice = CoupledChoice(4, (2, 8), "hard", removable=True, rule=UnitRule(2))
     with torch.no_grad():
         choice.width.copy_(torch.tensor([[9.0, 0, 1], [9, 5, 1], [9, 1, 7], [9, 0, 0]]))
     assert (choice.hard() @ torch.tensor([0, 2, 8])).tolist() == [0, 2, 8, 0]
@@ -316,12 +319,12 @@ def test_coupled_choice_gives_all_layers_of_a_unit_one_width() -> None:
     net = scramble(attached("inverted_residual", "shared"), seed=4)
     bits = net.bits(hard=True)
     for group in net.graph.groups:
-        rows = [
-            bits.weights[m.tensor].bits[torch.as_tensor(m.index)[:, 0]]
-            for m in group.members
-            if m.dim == 0 and m.tensor in bits.weights
-        ]
-        assert all(torch.equal(rows[0], row) for row in rows)
+        widths = torch.full((group.units,), -1.0).double()
+        for weight, dist in bits.weights.items():
+            for c, unit in enumerate(net.graph.row_units(weight).get(group.name, ())):
+                if unit >= 0:
+                    assert widths[unit] in (-1, dist.bits[c])
+                    widths[unit] = dist.bits[c]
 
 
 class _Named(nn.Module):
@@ -402,5 +405,5 @@ def test_calibration_fits_ranges_to_what_it_sees() -> None:
 
 
 def test_a_model_without_layers_is_refused() -> None:
-    with pytest.raises(CaptureError, match=r"`model`.*no convolution or linear layer"):
+    with pytest.raises(CaptureError, match=r"`model`.*no weight of two or more dimensions"):
         attach(nn.ReLU(), torch.randn(2, 3), ChannelSoftmax())

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zerobit.zoo.models import MODELS, ZooModel, digits_net, dscnn, model, resnet8
+from zerobit.zoo.blocks import IdentityBlock, StridedBlock
+from zerobit.zoo.larger import MobileNetV2
+from zerobit.zoo.models import MODELS, ZooModel, digits_net, dscnn, mobilenet_v2, model, resnet8, resnet18, vgg7
 
 
 def _num_weights(net: nn.Module) -> int:
@@ -34,14 +36,51 @@ def _num_macs(net: nn.Module, input_shape: tuple[int, int, int]) -> int:
         (resnet8(), (3, 32, 32), 77_360, 12_501_632),
         (dscnn(), (1, 49, 10), 22_016, 2_656_768),
         (digits_net(), (1, 8, 8), 19_408, 533_824),
+        (vgg7(), (3, 32, 32), 12_973_440, 615_917_568),
+        (resnet18(), (3, 32, 32), 11_164_352, 555_422_720),
+        (mobilenet_v2(), (3, 224, 224), 3_469_760, 300_774_272),
     ],
-    ids=["resnet8", "dscnn", "digits"],
+    ids=["resnet8", "dscnn", "digits", "vgg7", "resnet18", "mobilenet_v2"],
 )
 def test_sizes_are_the_published_ones(
     net: nn.Module, input_shape: tuple[int, int, int], weights: int, macs: int
 ) -> None:
     assert _num_weights(net) == weights
     assert _num_macs(net, input_shape) == macs
+
+
+@pytest.mark.parametrize(("net", "parameters"), [(resnet18(), 11_173_962), (mobilenet_v2(), 3_504_872)])
+def test_parameter_counts_are_those_of_the_common_implementations(net: nn.Module, parameters: int) -> None:
+    assert sum(p.numel() for p in net.parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("width", "mega_macs", "kilo_parameters"), [(1.4, 582, 6109), (0.75, 209, 2636), (0.35, 59, 1677)]
+)
+def test_mobilenet_v2_of_other_widths(width: float, mega_macs: int, kilo_parameters: int) -> None:
+    """The multiplications are those listed beside the checkpoints of the authors."""
+    net = mobilenet_v2(width=width)
+    assert round(_num_macs(net, (3, 224, 224)) / 1e6) == mega_macs
+    assert round(sum(p.numel() for p in net.parameters()) / 1e3) == kilo_parameters
+
+
+@pytest.mark.parametrize(("image_size", "last"), [(224, 7), (64, 2), (63, 8), (32, 4)])
+def test_mobilenet_v2_keeps_small_images_larger(image_size: int, last: int) -> None:
+    net = MobileNetV2(4, 0.35, image_size).eval()
+    features = net.blocks(net.stem(torch.zeros(1, 3, image_size, image_size)))
+    assert features.shape == (1, 112, last, last)
+
+
+def test_mobilenet_v2_adds_the_input_where_sizes_agree() -> None:
+    residual = [block.is_residual for block in mobilenet_v2().blocks]
+    assert [i for i, yes in enumerate(residual) if yes] == [2, 4, 5, 7, 8, 9, 11, 12, 14, 15]
+
+
+def test_resnet18_halves_at_the_start_of_three_stages() -> None:
+    net = resnet18()
+    stages = [net.stage1, net.stage2, net.stage3, net.stage4]
+    assert [type(stage[0]) for stage in stages] == [IdentityBlock, StridedBlock, StridedBlock, StridedBlock]
+    assert [len(stage) for stage in stages] == [2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("entry", MODELS.values(), ids=MODELS)
@@ -77,7 +116,11 @@ def test_model_looks_up_by_name() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "hint"),
-    [("resnet9", "did you mean 'resnet8'"), ("DSCNN", "resnet8, dscnn, digits"), ("", "check the spelling")],
+    [
+        ("resnet9", "did you mean 'resnet8'"),
+        ("DSCNN", "resnet8, dscnn, digits, vgg7, resnet18, mobilenet_v2"),
+        ("", "check the spelling"),
+    ],
 )
 def test_unknown_model_is_told_the_names(wrong: str, hint: str) -> None:
     with pytest.raises(ValueError, match=r"`name` is") as caught:

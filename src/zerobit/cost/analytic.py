@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zerobit.cost.base import FLOAT_BITS, GRID_BITS, AbstractCost, Usage
+from zerobit.cost.base import FLOAT_BITS, GRID_BITS, AbstractCost, LayerUse, Usage
 from zerobit.formats import DEFAULT_STORAGE
 
 
 def _sum(terms: list[Tensor]) -> Tensor:
-    return torch.stack(terms).sum()
+    """0 for a network without any."""
+    return torch.stack(terms).sum() if terms else torch.zeros((), dtype=torch.float64)
 
 
 def stored_bits(storage: tuple[int, ...]) -> Tensor:
@@ -21,7 +22,7 @@ def stored_bits(storage: tuple[int, ...]) -> Tensor:
 
 @dataclass(frozen=True)
 class Size(AbstractCost):
-    """Bytes of all weights, barriers' float weights included; biases are not counted.
+    """Bytes of all weights, those left in float included; biases are not counted.
 
     Motetti et al. (IEEE TC 2024), size regulariser of the official code; 1 kB = 1000 B.
 
@@ -37,7 +38,8 @@ class Size(AbstractCost):
         """Bytes."""
         per_width = stored_bits(self.storage)
         terms = [(w.dist.p.sum(0) @ per_width.to(w.dist.p.device)) * w.fan_in for w in use.weights]
-        return (_sum(terms) + use.float_weights.to(terms[0].device) * FLOAT_BITS) / 8
+        quantised = _sum(terms)
+        return (quantised + use.float_weights.to(quantised.device) * FLOAT_BITS) / 8
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ class Bops(AbstractCost):
 
     def __call__(self, use: Usage) -> Tensor:
         """Bit operations."""
-        terms = [
-            (layer.macs_by_width @ GRID_BITS.to(layer.macs_by_width.device)) * layer.activation.bits[0]
-            for layer in use.layers
-        ]
-        return _sum(terms)
+        return _sum([_bit_operations(layer) for layer in use.layers])
+
+
+def _bit_operations(layer: LayerUse) -> Tensor:
+    macs = layer.macs_by_width
+    return (macs @ GRID_BITS.to(macs.device)) * layer.activation_bits.to(macs.device)

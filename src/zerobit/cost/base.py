@@ -4,7 +4,6 @@ A usage is made from the distributions of a search, or of a plan; a cost does no
 Shape legend: C output channels, B = len(GRID).
 """
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -14,8 +13,9 @@ from torch import Tensor
 from zerobit.bits import BitDist, NetBits
 from zerobit.formats import GRID
 from zerobit.graph.ir import Graph, Kind, Op
+from zerobit.quant.placement import activation_sites, place
 
-#: Width that activations without a quantizer, and weights of ops without a rule, count with.
+#: Width that activations without a quantizer, and weights left in float, count with.
 FLOAT_BITS = 32
 
 
@@ -43,12 +43,13 @@ class LayerUse:
         kind: convolution or linear.
         weight: what it multiplies with.
         inputs: float64 scalar, expected kept input channels.
-        positions: float64 scalar, expected output positions per sample (Ho * Wo; 1 for a linear layer on a vector).
+        positions: float64 scalar, how often per sample each weight is expected to multiply: output positions (Ho * Wo;
+            1 for a linear layer on a vector), input positions of a transposed convolution, 0 for an embedding.
         output_shape: of one sample, uncut.
         kernel: extent of the window, () for linear.
         depthwise: whether each output channel reads one input channel.
         groups: of a grouped convolution, uncut.
-        activation: widths of the input, one row.
+        activation: widths of the input, one row; None for one that has no quantizer and is read in float.
     """
 
     name: str
@@ -60,12 +61,19 @@ class LayerUse:
     kernel: tuple[int, ...]
     depthwise: bool
     groups: int
-    activation: BitDist
+    activation: BitDist | None
 
     @property
     def macs_by_width(self) -> Tensor:
         """[B], expected multiplications at each weight width; those of removed channels stand at width 0."""
         return self.weight.dist.p.sum(0) * self.weight.fan_in * self.positions
+
+    @property
+    def activation_bits(self) -> Tensor:
+        """Expected width of the input, a scalar; `FLOAT_BITS` in float."""
+        if self.activation is None:
+            return torch.as_tensor(float(FLOAT_BITS), dtype=torch.float64)
+        return self.activation.bits[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +81,7 @@ class Usage:
     """A network's layers and weights, and the weights that stay in float.
 
     Attributes:
-        weights: every quantised weight tensor once.
+        weights: every quantised weight tensor once, those that only barriers read included.
         layers: every run of a layer, in order.
         float_weights: float64 scalar, number of weights that stay in float32.
     """
@@ -91,13 +99,8 @@ def usage(graph: Graph, bits: NetBits) -> Usage:
         bits: widths of its channels.
     """
     axis = _AxisKeep(graph, bits)
-    weights: dict[str, WeightUse] = {}
-    layers = []
-    for op in graph.weighted:
-        assert op.weight is not None
-        if op.weight not in weights:
-            weights[op.weight] = WeightUse(op.weight, bits.weights[op.weight], _fan_in(graph, op, axis))
-        layers.append(_layer_use(graph, op, weights[op.weight], bits, axis))
+    weights = {name: WeightUse(name, bits.weights[name], _fan_in(graph, name, axis)) for name in graph.rows}
+    layers = [_layer_use(graph, op, weights[op.weight], bits, axis) for op in graph.weighted if op.weight is not None]
     rest = sum((_count(graph, name, axis) for name in graph.float_weights), torch.zeros((), dtype=torch.float64))
     return Usage(tuple(weights.values()), tuple(layers), rest)
 
@@ -120,41 +123,61 @@ class _AxisKeep:
         return result
 
 
-def _fan_in(graph: Graph, op: Op, axis: _AxisKeep) -> Tensor:
-    """Inputs that stay times the kernel's extent; dimension 1 of a weight knows about groups already."""
-    assert op.weight is not None
-    return axis(op.weight, 1) * math.prod(graph.parameters[op.weight][2:])
+def _fan_in(graph: Graph, weight: str, axis: _AxisKeep) -> Tensor:
+    """Weights of one output channel that stay: inputs times the kernel's extent.
+
+    Dimension 1 of a convolution's weight knows about groups already; dimension 0 of a grouped transposed one holds all
+    of them: with one input each, whole groups go; with several, as many from each.
+    """
+    shape, rows = graph.parameters[weight], graph.rows[weight]
+    result = torch.ones((), dtype=torch.float64)
+    for dim in range(len(shape)):
+        if dim == 0 and rows.groups > 1:
+            result = result if shape[0] == rows.groups else result * axis(weight, 0) / rows.groups
+        elif dim != rows.dim:
+            result = result * axis(weight, dim)
+    return result
 
 
 def _layer_use(graph: Graph, op: Op, weight: WeightUse, bits: NetBits, axis: _AxisKeep) -> LayerUse:
-    shape = graph.shapes[op.name]
-    channel = 1 if op.kind is Kind.CONV else len(shape) - 1
-    positions = torch.ones((), dtype=torch.float64)
-    for dim in range(len(shape)):
-        positions = positions if dim == channel else positions * axis(op.name, dim)
-    source = op.inputs[0]
-    channels_in = 1 if op.kind is Kind.CONV else len(graph.shapes[source]) - 1
     return LayerUse(
         name=op.name,
         kind=op.kind,
         weight=weight,
-        inputs=axis(source, channels_in),
-        positions=positions,
-        output_shape=shape,
+        inputs=_inputs(graph, op, axis),
+        positions=_positions(graph, op, axis),
+        output_shape=graph.shapes[op.name],
         kernel=tuple(op.attrs.get("kernel", ())),
         depthwise=bool(op.attrs.get("depthwise", False)),
         groups=int(op.attrs.get("groups", 1)),
-        activation=bits.activations[_stored_as(graph, source, bits)],
+        activation=_stored_as(graph, op.inputs[0], bits),
     )
 
 
-def _stored_as(graph: Graph, tensor: str, bits: NetBits) -> str:
-    """The tensor whose quantizer a value went through: itself, or what an op that only moves values read."""
-    while tensor not in bits.activations:
-        op = graph.producer(tensor)
-        assert op is not None, f"{tensor} is read by a layer without a quantizer on the way"
-        tensor = op.inputs[0]
-    return tensor
+def _channel_dim(graph: Graph, op: Op, tensor: str) -> int:
+    return 1 if op.kind in (Kind.CONV, Kind.CONV_TRANSPOSE) else len(graph.shapes[tensor]) - 1
+
+
+def _inputs(graph: Graph, op: Op, axis: _AxisKeep) -> Tensor:
+    if op.kind is Kind.EMBEDDING:  # integers have no channels; each stands for a vector of one place per row
+        return axis(op.weight or "", 1 - op.rows.dim)
+    return axis(op.inputs[0], _channel_dim(graph, op, op.inputs[0]))
+
+
+def _positions(graph: Graph, op: Op, axis: _AxisKeep) -> Tensor:
+    if op.kind is Kind.EMBEDDING:
+        return torch.zeros((), dtype=torch.float64)
+    tensor = op.inputs[0] if op.kind is Kind.CONV_TRANSPOSE else op.name
+    result = torch.ones((), dtype=torch.float64)
+    for dim in range(len(graph.shapes[tensor])):
+        result = result if dim == _channel_dim(graph, op, tensor) else result * axis(tensor, dim)
+    return result
+
+
+def _stored_as(graph: Graph, tensor: str, bits: NetBits) -> BitDist | None:
+    """Widths of the quantizer that a value went through, if any."""
+    source = place(graph).governor.get(tensor)
+    return None if source is None else bits.activations[source]
 
 
 def _count(graph: Graph, name: str, axis: _AxisKeep) -> Tensor:
@@ -173,10 +196,8 @@ def uniform(graph: Graph, bits: int, activations: int = 8) -> NetBits:
         activations: width of every activation.
     """
     keep = {g.name: torch.ones(g.units, dtype=torch.float64) for g in graph.groups}
-    weights = {
-        op.weight: BitDist.one_hot([bits] * graph.parameters[op.weight][0]) for op in graph.weighted if op.weight
-    }
-    tensors = (*graph.inputs, *(op.name for op in graph.ops))
+    weights = {name: BitDist.one_hot([bits] * r.count(graph.parameters[name])) for name, r in graph.rows.items()}
+    tensors = [tensor for site in activation_sites(graph) for tensor in site.tensors]
     return NetBits(keep, weights, dict.fromkeys(tensors, BitDist.one_hot([activations])))
 
 

@@ -79,10 +79,16 @@ class Strength(AbstractPrice):
             msg = f"`strength` is {strength}; allowed are numbers from 0; choose one"
             raise BudgetError(msg)
         self.cost, self.strength = cost, float(strength)
+        self._full_of: tuple[Graph, float] | None = None
+
+    def _full(self, graph: Graph) -> float:
+        if self._full_of is None or self._full_of[0] is not graph:
+            self._full_of = graph, reference_cost(graph, self.cost)
+        return self._full_of[1]
 
     def __call__(self, net: Searched) -> Tensor:
         """Strength * cost / cost(w8) + penalty."""
-        relative = self.cost(usage(net.graph, net.bits())) / reference_cost(net.graph, self.cost)
+        relative = self.cost(usage(net.graph, net.bits())) / self._full(net.graph)
         return (self.strength * relative + net.penalty()).float()
 
     def update(self, net: Searched) -> None:

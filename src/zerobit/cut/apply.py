@@ -3,19 +3,21 @@
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zerobit.errors import PlanError
 from zerobit.graph.describe import describe
 from zerobit.graph.edits import cut, insert_slot, strip_slots
-from zerobit.graph.ir import Graph
+from zerobit.graph.ir import ChannelGroup, Graph, Rows
 from zerobit.graph.program import Program, assign, fetch, slot_name
-from zerobit.plan import Plan
+from zerobit.graph.rows import to_rows
+from zerobit.plan import Plan, WeightPlan
 from zerobit.quant.placement import activation_sites
 from zerobit.quant.ranges import least_squares_step
 from zerobit.quant.slot import ActivationSlot, FixedWeightSlot
-from zerobit.search.attach import SearchNet
+from zerobit.search.net import SearchNet
 
 
 class QuantNet(Program):
@@ -104,7 +106,8 @@ def realise(program: Program, graph: Graph, plan: Plan) -> QuantNet:
     cut(program, graph, plan.kept)
     small = QuantNet(program, plan)
     for name in plan.weights:
-        insert_slot(small, name, slot_name("weights", name), _weight_slot(small.tensors()[name], plan, name))
+        slot = _weight_slot(small.tensors()[name], small.graph.rows[name], plan.weights[name])
+        insert_slot(small, name, slot_name("weights", name), slot)
     for name, activation in plan.activations.items():
         slot = ActivationSlot((activation.bits,), activation.signed)
         with torch.no_grad():
@@ -114,14 +117,13 @@ def realise(program: Program, graph: Graph, plan: Plan) -> QuantNet:
     return small.to(device)
 
 
-def _weight_slot(w: Tensor, plan: Plan, name: str) -> FixedWeightSlot:
-    weight = plan.weights[name]
+def _weight_slot(w: Tensor, layout: Rows, weight: WeightPlan) -> FixedWeightSlot:
     bits = [b for b in weight.bits if b]
     if weight.step is not None:
         step = torch.tensor([s for s, b in zip(weight.step, weight.bits, strict=True) if b])
     else:
-        step = _fitted(w.detach().flatten(1), bits)
-    return FixedWeightSlot(bits, step, weight.full_range)
+        step = _fitted(to_rows(w.detach(), layout), bits)
+    return FixedWeightSlot(bits, step, weight.full_range, layout)
 
 
 def _fitted(w_CK: Tensor, bits: list[int]) -> Tensor:
@@ -149,34 +151,42 @@ def _check_fits(graph: Graph, plan: Plan) -> None:
         odd = sorted(map(str, set(plan.weights) ^ weights)) or sorted(set(given) ^ set(sites))
         msg = f"`plan` and the network differ in {odd}; use the plan with the network it was decided for"
         raise PlanError(msg)
-    removable = {(m.tensor, c) for g in graph.groups for m in g.members if m.dim == 0 for c in m.index.ravel().tolist()}
-    for name, weight in plan.weights.items():
-        channels = graph.parameters[name][0]
-        if len(weight.bits) != channels:
-            msg = (
-                f"`weights.{name}.bits` has {len(weight.bits)} widths; the weight has {channels} channels; give one "
-                "for each, 0 where it is removed"
-            )
-            raise PlanError(msg)
-        fixed = [c for c, b in enumerate(weight.bits) if not b and (name, c) not in removable]
-        if fixed:
-            msg = f"`weights.{name}.bits` is 0 at channel {fixed[0]}, which can't be removed; give it 2 to 8 bits"
-            raise PlanError(msg)
     for group in graph.groups:
-        kept = set(plan.kept[group.name])
-        if group.frozen is not None and len(kept) < group.units:
+        _check_kept(group, set(plan.kept[group.name]))
+    for name in plan.weights:
+        _check_bits(graph, plan, name)
+
+
+def _check_kept(group: ChannelGroup, kept: set[int]) -> None:
+    if group.frozen is not None and len(kept) < group.units:
+        msg = (
+            f"`kept.{group.name}` leaves out {sorted(set(range(group.units)) - kept)}, but this group is "
+            f"fixed: {group.frozen}; keep all its units"
+        )
+        raise PlanError(msg)
+
+
+def _check_bits(graph: Graph, plan: Plan, name: str) -> None:
+    """One width per channel, 0 where and only where the channel's unit goes."""
+    bits, channels = plan.weights[name].bits, graph.rows[name].count(graph.parameters[name])
+    if len(bits) != channels:
+        msg = (
+            f"`weights.{name}.bits` has {len(bits)} widths; the weight has {channels} channels; give one "
+            "for each, 0 where it is removed"
+        )
+        raise PlanError(msg)
+    unit_of = graph.row_units(name)
+    stays = np.ones(channels, bool)
+    for group, unit in unit_of.items():
+        stays &= (unit < 0) | np.isin(unit, plan.kept[group])
+    in_group = np.any([unit >= 0 for unit in unit_of.values()], axis=0) if unit_of else np.zeros(channels, bool)
+    for channel, b in enumerate(bits):
+        if not b and not in_group[channel]:
+            msg = f"`weights.{name}.bits` is 0 at channel {channel}, which can't be removed; give it 2 to 8 bits"
+            raise PlanError(msg)
+        if (b > 0) != stays[channel]:
             msg = (
-                f"`kept.{group.name}` leaves out {sorted(set(range(group.units)) - kept)}, but this group is "
-                f"fixed: {group.frozen}; keep all its units"
+                f"`weights.{name}.bits` is {b} at channel {channel}; a kept channel has "
+                "2 to 8 bits, a removed one 0; make `kept` and `bits` agree"
             )
             raise PlanError(msg)
-        for member in group.members:
-            if member.tensor in plan.weights and member.dim == 0:
-                bits = plan.weights[member.tensor].bits
-                wrong = [c for u in range(group.units) for c in member.index[u] if (bits[c] > 0) != (u in kept)]
-                if wrong:
-                    msg = (
-                        f"`weights.{member.tensor}.bits` is {bits[wrong[0]]} at channel {wrong[0]}; a kept channel has "
-                        "2 to 8 bits, a removed one 0; make `kept` and `bits` agree"
-                    )
-                    raise PlanError(msg)

@@ -8,9 +8,11 @@ from zerobit.cost.price import AbstractPrice, Budget
 from zerobit.cut.project import Choices, check_reachable, project
 from zerobit.formats import GRID
 from zerobit.graph.ir import ChannelGroup
+from zerobit.graph.rows import to_rows
 from zerobit.plan import ActivationPlan, Plan, WeightPlan
-from zerobit.search.attach import SearchNet, per_channel, units_along
 from zerobit.search.choice import AbstractChoice
+from zerobit.search.net import SearchNet
+from zerobit.search.slots import per_channel
 from zerobit.search.widths.coupled import CoupledChoice
 
 #: Weight of a unit's size among equal preferences; small against any learned one.
@@ -53,7 +55,7 @@ def read_choices(net: SearchNet) -> Choices:
         keep[group.name] = hard.keep[group.name].cpu() > 0.5
         keep_score[group.name] = _keep_score(net, group, choice)
     for weight in hard.weights:
-        units[weight] = units_along(net.graph, weight)
+        units[weight] = {name: torch.as_tensor(unit) for name, unit in net.graph.row_units(weight).items()}
         width_score[weight] = _width_score(net, weight)
         width[weight] = width_score[weight].argmax(1)
         slot = net.weight_slot(weight)
@@ -62,7 +64,7 @@ def read_choices(net: SearchNet) -> Choices:
         elif slot.width is not None and len(slot.width.width) == 1 and slot.width.channels > 1:
             tied[weight] = "layer"
     activations = {name: BitDist(d.p.cpu()) for name, d in hard.activations.items()}
-    return Choices(keep, width, keep_score, width_score, units, activations, net.method.min_channels, tied)
+    return Choices(keep, width, keep_score, width_score, units, activations, net.options.rules, tied)
 
 
 def _keep_score(net: SearchNet, group: ChannelGroup, choice: AbstractChoice | None) -> Tensor:
@@ -80,10 +82,10 @@ def unit_norms(net: SearchNet, group: ChannelGroup) -> Tensor:
     """[units], root of the summed squared weights that make each unit."""
     total = torch.zeros(group.units, dtype=torch.float64)
     tensors = net.tensors()
-    for op in net.graph.weighted:
-        if op.name in group.affine and op.weight is not None:
-            squares = tensors[op.weight].detach().double().cpu().flatten(1).square().sum(1)
-            unit = units_along(net.graph, op.weight).get(group.name, torch.full((len(squares),), -1))
+    for name, layout in net.graph.rows.items():
+        unit = torch.as_tensor(net.graph.row_units(name).get(group.name, ()), dtype=torch.int64)
+        if len(unit):
+            squares = to_rows(tensors[name].detach().double().cpu(), layout).square().sum(1)
             total.index_add_(0, unit[unit >= 0], squares[unit >= 0])
     return total.sqrt()
 
@@ -91,13 +93,13 @@ def unit_norms(net: SearchNet, group: ChannelGroup) -> Tensor:
 def _width_score(net: SearchNet, weight: str) -> Tensor:
     """[C, B], log preference of each offered grid column, -inf elsewhere."""
     slot = net.weight_slot(weight)
-    channels = net.graph.parameters[weight][0]
+    channels = len(slot.index)
     score = torch.full((channels, len(GRID)), -torch.inf, dtype=torch.float64)
-    columns = [GRID.index(w) for w in net.method.widths]
+    columns = [GRID.index(w) for w in slot.grid.widths]
     if slot.coupled:
         by_name = {g.name: net.group_choice(g) for g in net.graph.groups}
         samples = [choice.probability() for name in slot.groups if (choice := by_name[name]) is not None]
-        p = per_channel(samples, slot.rows).double().cpu()[:, 1:]
+        p = per_channel(samples, slot.index).double().cpu()[:, 1:]
     elif slot.width is not None:
         p = slot.width.probability().double().cpu()
     else:
@@ -114,7 +116,7 @@ def _plan(net: SearchNet, choices: Choices) -> Plan:
     weights = {}
     for name in choices.width:
         grid = net.weight_slot(name).grid
-        steps = grid.steps(tensors[name].flatten(1)).double().cpu()
+        steps = grid.steps(to_rows(tensors[name], net.graph.rows[name])).double().cpu()
         bits = choices.bits(name)
         step = tuple(float(steps[c, grid.widths.index(b)]) if b else 0.0 for c, b in enumerate(bits))
         weights[name] = WeightPlan(tuple(bits), step, grid.full_range)

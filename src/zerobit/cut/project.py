@@ -6,7 +6,7 @@ saved, a batch at a time, with prices made anew between batches.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from zerobit.cost.base import AbstractCost, usage
 from zerobit.errors import BudgetError
 from zerobit.formats import GRID
 from zerobit.graph.ir import Graph
+from zerobit.search.choice import UnitRule
 
 #: Share of the cost that one batch of moves may change, so that prices stay true.
 _BATCH = 0.05
@@ -34,7 +35,7 @@ class Choices:
         width_score: weight -> [C, B], log preference of each grid column; -inf where it is not offered.
         units: weight -> group -> int [C], unit of each output channel, -1 where it is not of this group.
         activations: as chosen.
-        minimum: units every group keeps.
+        rules: group -> how many of its units may stay.
         tied: weight -> "layer" where all its channels share one choice, "unit" where a unit's channels do, in all
             weights of its group; these move together.
     """
@@ -45,7 +46,7 @@ class Choices:
     width_score: Mapping[str, Tensor]
     units: Mapping[str, Mapping[str, Tensor]]
     activations: Mapping[str, BitDist]
-    minimum: int
+    rules: Mapping[str, UnitRule]
     tied: Mapping[str, str]
 
     def kept_channels(self, weight: str) -> Tensor:
@@ -81,10 +82,10 @@ class _Prices:
 
 @dataclass(frozen=True)
 class _Move:
-    """One change: a unit in or out, or a channel (or tied layer) to another column."""
+    """One change: units of a group in or out, or channels of a weight (none: all of them) to another column."""
 
     where: str
-    index: int
+    index: tuple[int, ...]
     column: int | None
     cost: float
     value: float
@@ -106,21 +107,11 @@ def smallest(choices: Choices) -> Choices:
     """Every group at its fewest units, every channel at its narrowest width."""
     keep = {}
     for name, score in choices.keep_score.items():
-        keep[name] = torch.isinf(score)
-        missing = min(choices.minimum, len(score)) - int(keep[name].sum())
-        if missing > 0:
-            keep[name][torch.topk(score.masked_fill(keep[name], -torch.inf), missing).indices] = True
+        must = torch.isinf(score)
+        fewest = choices.rules[name].fewest(len(score))
+        keep[name] = must if int(must.sum()) >= fewest else must.index_fill(0, torch.topk(score, fewest).indices, True)
     width = {name: torch.isfinite(s).double().argmax(1) for name, s in choices.width_score.items()}
-    return Choices(
-        keep,
-        width,
-        choices.keep_score,
-        choices.width_score,
-        choices.units,
-        choices.activations,
-        choices.minimum,
-        choices.tied,
-    )
+    return replace(choices, keep=keep, width=width)
 
 
 def check_reachable(graph: Graph, cost: AbstractCost, limit: float, choices: Choices) -> None:
@@ -155,7 +146,10 @@ def _prices(graph: Graph, cost: AbstractCost, choices: Choices) -> _Prices:
     bits = choices.net_bits(differentiable=True)
     total = cost(usage(graph, bits))
     leaves = [*bits.keep.values(), *(d.p for d in bits.weights.values())]
-    grads = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+    if total.requires_grad:
+        grads = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+    else:  # a network without layers has no multiplications, one that is frozen no choice
+        grads = tuple(torch.zeros_like(leaf) for leaf in leaves)
     unit = dict(zip(bits.keep, grads[: len(bits.keep)], strict=True))
     column = dict(zip(bits.weights, grads[len(bits.keep) :], strict=True))
     return _Prices(float(total.detach()), unit, column)
@@ -174,16 +168,27 @@ def _unit_prices(prices: _Prices, choices: Choices, group: str) -> Tensor:
 
 def _unit_moves(prices: _Prices, choices: Choices, *, remove: bool) -> list[_Move]:
     moves = []
-    for group, keep in choices.keep.items():
-        score = choices.keep_score[group]
-        cost = _unit_prices(prices, choices, group)
-        candidates = torch.nonzero((keep if remove else ~keep) & torch.isfinite(score))[:, 0].tolist()
-        if remove:
-            spare = int(keep.sum()) - choices.minimum
-            candidates = sorted(candidates, key=lambda u: float(score[u]))[: max(0, spare)]
-        sign = -1 if remove else 1
-        moves += [_Move(group, u, None, sign * float(cost[u]), sign * float(score[u])) for u in candidates]
+    for group in choices.keep:
+        score, cost = choices.keep_score[group], _unit_prices(prices, choices, group)
+        for units in _unit_steps(choices, group, remove=remove):
+            index = torch.tensor(units)
+            sign = -1 if remove else 1
+            moves.append(_Move(group, units, None, sign * float(cost[index].sum()), sign * float(score[index].sum())))
     return moves
+
+
+def _unit_steps(choices: Choices, group: str, *, remove: bool) -> list[tuple[int, ...]]:
+    """Sets of units that may go, or come back, next: single ones, or the block that leads to the next multiple."""
+    keep, score, rule = choices.keep[group], choices.keep_score[group], choices.rules[group]
+    candidates = torch.nonzero((keep if remove else ~keep) & torch.isfinite(score))[:, 0].tolist()
+    candidates.sort(key=lambda u: float(score[u]), reverse=not remove)
+    count = int(keep.sum())
+    if remove:
+        candidates = candidates[: max(0, count - rule.fewest(len(score)))]
+    if not candidates or rule.multiple_of == 1:
+        return [(u,) for u in candidates]
+    size = count - rule.below(count) if remove else rule.above(count, len(score)) - count
+    return [tuple(candidates[:size])]
 
 
 def _width_moves(prices: _Prices, choices: Choices, *, up: bool) -> list[_Move]:
@@ -196,7 +201,7 @@ def _width_moves(prices: _Prices, choices: Choices, *, up: bool) -> list[_Move]:
         for c in torch.nonzero(kept & (target >= 0))[:, 0].tolist():
             now, then = int(column[c]), int(target[c])
             cost, value = price[c, then] - price[c, now], score[c, then] - score[c, now]
-            moves.append(_Move(weight, c, then, float(cost), float(value)))
+            moves.append(_Move(weight, (c,), then, float(cost), float(value)))
     return _tie(moves, choices)
 
 
@@ -216,9 +221,9 @@ def _next_offered(score: Tensor, price: Tensor, column: Tensor, *, up: bool) -> 
 
 def _tie(moves: list[_Move], choices: Choices) -> list[_Move]:
     """Merge the moves of channels that share one choice: a layer's, or a unit's across layers."""
-    merged: dict[tuple[str, int], _Move] = {}
+    merged: dict[tuple[str, tuple[int, ...]], _Move] = {}
     for move in moves:
-        where, index = _owner(move.where, move.index, choices)
+        where, index = _owner(move.where, move.index[0], choices)
         old = merged.get((where, index))
         if old is None:
             merged[where, index] = _Move(where, index, move.column, move.cost, move.value)
@@ -228,26 +233,27 @@ def _tie(moves: list[_Move], choices: Choices) -> list[_Move]:
     return list(merged.values())
 
 
-def _owner(weight: str, channel: int, choices: Choices) -> tuple[str, int]:
-    """What a channel's width is chosen with: (weight, channel), (weight, -1) for its layer, or ("unit:group", unit)."""
+def _owner(weight: str, channel: int, choices: Choices) -> tuple[str, tuple[int, ...]]:
+    """Whose choice a channel's width is: its own, its layer's (no index), or that of a unit ("unit:" + group)."""
     tied = choices.tied.get(weight)
     if tied == "layer":
-        return weight, -1
+        return weight, ()
     if tied == "unit":
-        return next((_UNIT + g, int(u[channel])) for g, u in choices.units[weight].items() if u[channel] >= 0)
-    return weight, channel
+        return next((_UNIT + g, (int(u[channel]),)) for g, u in choices.units[weight].items() if u[channel] >= 0)
+    return weight, (channel,)
 
 
 def _apply(move: _Move, choices: Choices) -> None:
     if move.column is None:
-        choices.keep[move.where][move.index] = not choices.keep[move.where][move.index]
+        units = list(move.index)
+        choices.keep[move.where][units] = ~choices.keep[move.where][units]
     elif move.where.startswith(_UNIT):
         for weight, tied in choices.tied.items():
             unit = choices.units[weight].get(move.where.removeprefix(_UNIT))
             if tied == "unit" and unit is not None:
-                choices.width[weight][unit == move.index] = move.column
+                choices.width[weight][unit == move.index[0]] = move.column
     else:
-        choices.width[move.where][slice(None) if move.index < 0 else move.index] = move.column
+        choices.width[move.where][list(move.index) or slice(None)] = move.column
 
 
 def _shrink(graph: Graph, cost: AbstractCost, limit: float, choices: Choices) -> None:
@@ -264,21 +270,22 @@ def _shrink(graph: Graph, cost: AbstractCost, limit: float, choices: Choices) ->
         for move in moves:
             if saved >= min(excess, _BATCH * prices.total):
                 break
-            if move.column is None and not _spare(move.where, choices):
+            if move.column is None and not _spare(move, choices):
                 continue
             _apply(move, choices)
             saved -= move.cost
 
 
-def _spare(group: str, choices: Choices) -> bool:
-    """Whether a group can lose one unit more."""
-    return int(choices.keep[group].sum()) > choices.minimum
+def _spare(move: _Move, choices: Choices) -> bool:
+    """Whether a group can lose these units and keep enough."""
+    keep = choices.keep[move.where]
+    return int(keep.sum()) - len(move.index) >= choices.rules[move.where].fewest(len(keep))
 
 
 def _fill(graph: Graph, cost: AbstractCost, limit: float, choices: Choices) -> None:
     """Take the preferred of the moves that still fit, until none does."""
     batch = _BATCH
-    failed: set[tuple[str, int, int | None]] = set()
+    failed: set[tuple[str, tuple[int, ...], int | None]] = set()
     while True:
         prices = _prices(graph, cost, choices)
         room = limit - prices.total

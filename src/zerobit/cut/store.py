@@ -1,6 +1,7 @@
 """One file for a compressed network: safetensors, with the plan in its metadata. Nothing is ever unpickled."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ from torch import nn
 from zerobit.atomic import replacing
 from zerobit.cut.apply import QuantNet, realise
 from zerobit.errors import CheckpointError
-from zerobit.graph.capture import capture
 from zerobit.graph.describe import describe
-from zerobit.graph.folding import fold_batch_norm
 from zerobit.plan import Plan
+from zerobit.search.control import recaptured
 
 _FORMAT = "zerobit-1"
 _KEY = "zerobit"
@@ -30,7 +30,13 @@ def save(net: QuantNet, path: str | Path) -> Path:
     """
     path = Path(path)
     inputs = [[list(shape), str(dtype).removeprefix("torch.")] for shape, dtype in net.example_specs]
-    entries = {"format": _FORMAT, "plan": net.plan.to_json(), "inputs": inputs}
+    entries = {
+        "format": _FORMAT,
+        "plan": net.plan.to_json(),
+        "inputs": inputs,
+        "frozen": sorted(net.structure.frozen),
+        "free_size": any(dims - {0} for dims in net.structure.free),
+    }
     metadata = {_KEY: json.dumps(entries)}  # one entry: safetensors writes several in random order
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in net.state_dict().items()}
     with replacing(path) as temporary:
@@ -38,13 +44,16 @@ def save(net: QuantNet, path: str | Path) -> Path:
     return path
 
 
-def load(path: str | Path, model: nn.Module, example_inputs: Any = None) -> QuantNet:
+def load(
+    path: str | Path, model: nn.Module, example_inputs: Any = None, kwargs: Mapping[str, Any] | None = None
+) -> QuantNet:
     """Rebuild a compressed network from its file and the original model.
 
     Args:
         path: what `save` wrote.
         model: of the class that was compressed; its weights don't matter, its architecture does.
-        example_inputs: as for `attach`; needed only where inputs are nested.
+        example_inputs: as for `attach`; needed only where inputs are nested or named.
+        kwargs: as for `attach`.
 
     Raises:
         CheckpointError: the file is missing, truncated, or not of this format.
@@ -69,8 +78,9 @@ def load(path: str | Path, model: nn.Module, example_inputs: Any = None) -> Quan
         raise CheckpointError(msg)
     plan = Plan.from_json(metadata["plan"])
     if example_inputs is None:
-        example_inputs = tuple(_zeros(shape, dtype) for shape, dtype in metadata["inputs"])
-    program = fold_batch_norm(capture(model, example_inputs))
+        example_inputs = () if kwargs else tuple(_zeros(shape, dtype) for shape, dtype in metadata["inputs"])
+    frozen, free_size = metadata.get("frozen", ()), bool(metadata.get("free_size", False))
+    program = recaptured(model, example_inputs, kwargs, frozen, free_size=free_size)
     net = realise(program, describe(program), plan)
     _load_state(net, tensors, path)
     return net.eval()

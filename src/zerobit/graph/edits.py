@@ -1,5 +1,6 @@
 """The few edits a program takes: slots in and out, an operand more, channels gone."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from zerobit.errors import PlanError
 from zerobit.graph.describe import bind, first_node, is_own_op, see_through
 from zerobit.graph.ir import ChannelGroup, Graph
 from zerobit.graph.program import Node, Program, assign, remove, slot_name
-from zerobit.graph.rules import RULES, Ref
+from zerobit.graph.rules import RULES, Cut, Ref
 
 #: Functions that do nothing in evaluation, by the aten call they are captured as.
 DROPOUTS = {
@@ -178,17 +179,23 @@ def cut(program: Program, graph: Graph, kept: Mapping[str, Sequence[int]]) -> No
         if dims:
             new = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
             replace_tensor(program, name, new)
-    shapes = {
+    before = {**graph.parameters, **graph.shapes}
+    after = {
         name: tuple(len(keep[name, d]) if (name, d) in keep else size for d, size in enumerate(shape))
-        for name, shape in graph.shapes.items()
+        for name, shape in before.items()
     }
+    sizes = Cut(before, after, keep)
     names = see_through(program)
     by_name = {name: node for node, name in names.items()}
     for node in program.code.nodes:
-        rule = RULES.get(str(node.target)) if node.op == "call_function" else None
+        rule = RULES.get(str(node.target)) if node.op == "call_function" and node.name in graph.shapes else None
         if rule is not None:
-            changed = rule.rewrite(bind(node, names), graph.shapes, shapes, node.name)
-            _set_arguments(node, changed, by_name)
+            arguments = bind(node, names)
+            changed = rule.rewrite(arguments, sizes, node.name)
+            if changed and str(node.target) in rule.replacement:
+                _replace_call(node, rule.replacement[str(node.target)], {**arguments, **changed}, by_name)
+            else:
+                _set_arguments(node, changed, by_name)
     program.changed()
 
 
@@ -242,6 +249,15 @@ def _set_arguments(node: Node, changed: Mapping[str, Any], by_name: Mapping[str,
             node.update_arg(position[name], value)
         else:
             node.update_kwarg(name, value)
+
+
+def _replace_call(node: Node, target: str, arguments: Mapping[str, Any], by_name: Mapping[str, Node]) -> None:
+    """Another aten call on those arguments that it takes."""
+    overload = operator.attrgetter(target)(torch.ops)
+    values = _to_nodes(arguments, by_name)
+    node.target = overload
+    node.args = tuple(values[argument.name] for argument in overload._schema.arguments)
+    node.kwargs = {}
 
 
 def _to_nodes(value: Any, by_name: Mapping[str, Node]) -> Any:

@@ -1,8 +1,9 @@
-"""BatchNorm folding: a pass after capture, since capture itself is bit-identical to the model."""
+"""Folding: passes after capture, since capture itself is bit-identical to the model."""
 
 import torch
 from torch import Tensor, nn
 
+from zerobit.graph.constants import fold_constants
 from zerobit.graph.describe import describe
 from zerobit.graph.edits import add_operand, bypass, drop_unused, replace_tensor
 from zerobit.graph.ir import Graph, Kind, Op
@@ -10,6 +11,11 @@ from zerobit.graph.program import Program
 
 #: Position of the bias among the arguments of conv and linear calls.
 _BIAS = 2
+
+
+def fold(program: Program) -> Program:
+    """Fold computed weights into parameters, then BatchNorms into layers, in place; returns the program."""
+    return fold_batch_norm(fold_constants(program))
 
 
 def fold_batch_norm(program: Program) -> Program:

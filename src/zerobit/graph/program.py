@@ -4,15 +4,18 @@ This file and capture.py are the only ones that touch torch.fx and torch.export.
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import Dim
 
 from zerobit.errors import CaptureError
-from zerobit.graph.ir import ChannelGroup, Shape
+from zerobit.graph.inputs import check_inputs
+from zerobit.graph.ir import Shape
+from zerobit.graph.limits import Limit
 
 #: Prefix of the modules that we put into a program; everything else is the user's.
 SLOTS = "slots"
@@ -21,7 +24,10 @@ SLOTS = "slots"
 STACK = "nn_module_stack"
 
 Node = fx.Node
+Code = fx.Graph
 OpOverload = type(torch.ops.aten.relu.default)
+#: Marks a size of an example that an exporter may take for free.
+ANY_SIZE = Dim.AUTO
 
 
 def map_nodes(value: Any, change: Callable[[Node], Any]) -> Any:
@@ -36,16 +42,22 @@ class Structure:
     Attributes:
         inputs: tree of the arguments.
         outputs: tree of the results.
-        free: for each flat input, whether its dimension 0 is a batch of any size.
+        free: for each flat input the dimensions of any size; 0, if there, is the batch.
         transient: names of the buffers that the user's state_dict leaves out.
         branches: code of control flow (torch.cond) by name; it holds no tensors of its own.
+        limits: conditions on free sizes other than the batch.
+        dropped: modules of the user, with their class, that drop values in training and no longer do.
+        frozen: names of the parameters that the user wants left alone.
     """
 
     inputs: Any
     outputs: Any
-    free: tuple[bool, ...]
+    free: tuple[frozenset[int], ...]
     transient: frozenset[str] = frozenset()
     branches: Mapping[str, nn.Module] = field(default_factory=dict[str, nn.Module])
+    limits: tuple[Limit, ...] = ()
+    dropped: tuple[str, ...] = ()
+    frozen: frozenset[str] = frozenset()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Structure":
         del memo
@@ -109,9 +121,16 @@ class Program(nn.Module):
                 "call the network as the captured model was called"
             )
             raise CaptureError(msg) from None
-        for value, example, free in zip(flat, self.example, self.structure.free, strict=True):
-            _check_input(value, example, free=free)
+        check_inputs(flat, self.example, self.structure.free, self.structure.limits)
         return flat
+
+    def freeze(self, names: Iterable[str]) -> None:
+        """Leave parameters alone, on top of those that are already.
+
+        Args:
+            names: of parameters, as in `tensors`.
+        """
+        self.structure = replace(self.structure, frozen=self.structure.frozen | frozenset(names))
 
     def _compiled(self) -> Callable[..., Any]:
         if self._function is None:
@@ -131,6 +150,12 @@ class Program(nn.Module):
     def example_specs(self) -> list[tuple[Shape, torch.dtype]]:
         """Shape and type of the example tensors."""
         return [(tuple(x.shape), x.dtype) for x in self.example if isinstance(x, Tensor)]
+
+    @property
+    def batched_inputs(self) -> dict[str, bool]:
+        """Flat inputs, those that are no tensors included: name -> whether dimension 0 is a batch of any size."""
+        names = (n.name for n in self.code.nodes if n.op == "placeholder")
+        return {name: 0 in free for name, free in zip(names, self.structure.free, strict=True)}
 
     @property
     def device(self) -> torch.device:
@@ -214,28 +239,6 @@ def _zeros(like: Tensor, floating: torch.dtype | None, device: torch.device) -> 
     return torch.zeros(like.shape, dtype=dtype, device=device)
 
 
-def _check_input(value: Any, example: Any, *, free: bool) -> None:
-    if not isinstance(example, Tensor):
-        if type(value) is not type(example) or value != example:
-            msg = (
-                f"`inputs` hold {value!r}; {example!r}, which this network was captured with, is built in; "
-                f"pass {example!r}, or capture the model anew with {value!r}"
-            )
-            raise CaptureError(msg)
-        return
-    if not isinstance(value, Tensor):
-        msg = f"`inputs` hold a {type(value).__name__} where the example had a tensor; pass a tensor"
-        raise CaptureError(msg)
-    start = 1 if free else 0
-    if value.dim() != example.dim() or value.shape[start:] != example.shape[start:]:
-        allowed = ("batch", *example.shape[1:]) if free else tuple(example.shape)
-        msg = (
-            f"`inputs` have shape {tuple(value.shape)}; this network was captured for {allowed}; "
-            "resize the input, or capture with an example of that shape"
-        )
-        raise CaptureError(msg)
-
-
 def fetch(root: nn.Module, name: str) -> Any:
     """The tensor or module at a dotted name.
 
@@ -285,80 +288,11 @@ def slot_name(*parts: str) -> str:
     return f"{SLOTS}." + ":".join(part.replace(".", "/") for part in parts)
 
 
-class _Walk(fx.Interpreter):
-    """Runs a program node by node."""
-
-    def __init__(self, program: Program) -> None:
-        super().__init__(program, graph=program.code)
-
-    def fetch_attr(self, target: str) -> Any:
-        return fetch(self.module, target)
+def graph_module(code: fx.Graph, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A module that runs a graph over tensors of plain names; flat inputs, flat results."""
+    return fx.GraphModule(dict(tensors), code)
 
 
-class _Recorder(_Walk):
-    """Keeps the shape of every tensor."""
-
-    def __init__(self, program: Program) -> None:
-        super().__init__(program)
-        self.shapes: dict[str, Shape] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor) and n.op != "get_attr":
-            self.shapes[n.name] = tuple(result.shape)
-        elif n.op == "call_function" and _holds_tensor(result):
-            self.shapes[n.name] = ()
-        return result
-
-
-def _holds_tensor(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value)
-
-
-def record_shapes(program: Program) -> dict[str, Shape]:
-    """Shape of every activation, from a run on zeros; () for a tuple of tensors."""
-    training = {module: module.training for module in program.modules()}
-    program.eval()
-    recorder = _Recorder(program)
-    with torch.no_grad():
-        recorder.run(*program.example_inputs(), enable_io_processing=False)
-    for module, mode in training.items():
-        module.training = mode
-    return recorder.shapes
-
-
-class _Masked(_Walk):
-    """Multiplies tensors by factors along a dimension."""
-
-    def __init__(self, program: Program, masks: Mapping[str, list[tuple[int, list[int]]]]) -> None:
-        super().__init__(program)
-        self.masks = masks
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        for dim, positions in self.masks.get(n.name, ()):
-            factor = result.new_ones(result.shape[dim])
-            factor[positions] = 0
-            result = result * factor.reshape([-1 if d == dim else 1 for d in range(result.dim())])
-        return result
-
-
-def masked_run(program: Program, keep: Mapping[ChannelGroup, Tensor], *inputs: Any) -> Any:
-    """Run with the outputs of the groups' affine ops multiplied by keep: what a cut must equal.
-
-    Args:
-        program: without slots.
-        keep: group -> [units] of 0 and 1; its affine ops' outputs are masked along the members' dimensions.
-        inputs: flat inputs.
-
-    Returns:
-        Flat results.
-    """
-    masks: dict[str, list[tuple[int, list[int]]]] = {}
-    for group, kept in keep.items():
-        gone = [unit for unit, stays in enumerate(kept.tolist()) if not stays]
-        for member in group.members:
-            if member.tensor in group.affine:
-                positions = member.index[gone].ravel().tolist()
-                masks.setdefault(member.tensor, []).append((member.dim, positions))
-    return _Masked(program, masks).run(*inputs, enable_io_processing=False)
+def empty_code() -> fx.Graph:
+    """A graph without nodes."""
+    return fx.Graph()

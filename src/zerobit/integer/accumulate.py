@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zerobit.integer.check import accumulator_bound
-from zerobit.integer.ops import Conv, IntegerTensor, Linear, Weights
+from zerobit.integer.ops import Conv, Linear
+from zerobit.integer.tensors import IntegerTensor, Weights
 
 Array = NDArray[np.generic]
 _FLOAT32_EXACT = 2**24
@@ -57,7 +58,7 @@ def conv_accumulators(x: Array, op: Conv, source: IntegerTensor) -> NDArray[np.i
 
 
 def linear_accumulators(x: Array, op: Linear, source: IntegerTensor) -> NDArray[np.int32]:
-    """int32 [N, O]: matrix product plus bias, exact."""
+    """int32 [N, ..., O]: matrix product plus bias, exact."""
     dtype = _exact_float(op.weights, source)
     sums = (x.astype(dtype) @ op.weights.values.astype(dtype).T).astype(np.int32)
     sums += op.weights.bias

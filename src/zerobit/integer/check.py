@@ -10,23 +10,25 @@ from numpy.typing import NDArray
 
 from zerobit.errors import FormatError, ZerobitError
 from zerobit.integer.ops import (
-    Add,
+    MOVES,
     AvgPool,
-    Concat,
     Conv,
+    Feed,
     IntegerTensor,
+    Island,
     Linear,
-    MaxPool,
+    Lookup,
     Mean,
     Op,
-    Pad,
+    Operation,
     Quantize,
-    Rescale,
-    Reshape,
+    QuantizeFloat,
     Weights,
     clip_range,
+    makes,
     reads,
 )
+from zerobit.integer.shapes import infer_shape
 
 INT32_MAX = 2**31 - 1
 Tensors = Mapping[str, IntegerTensor]
@@ -48,8 +50,11 @@ def check_graph(tensors: Sequence[IntegerTensor], ops: Sequence[Op], outputs: Se
     _check_order(by_name, ops, outputs)
     _check_inputs(by_name, ops)
     for op in ops:
-        _check_shape(op, by_name)
-        _check_formats(op, by_name)
+        if isinstance(op, Island):
+            _check_island(op, by_name)
+        else:
+            _check_shape(op, by_name)
+            _check_formats(op, by_name)
 
 
 def _check_tensor(tensor: IntegerTensor) -> None:
@@ -57,6 +62,8 @@ def _check_tensor(tensor: IntegerTensor) -> None:
     if not tensor.name:
         msg = "`name` of a tensor is empty; give it one"
         raise ZerobitError(msg)
+    if tensor.is_float:
+        return  # torch makes it, of any shape
     if not tensor.shape or min(tensor.shape) < 1:
         msg = f"`shape` of tensor {name} is {tensor.shape}; sizes must be 1 or more (batch left out)"
         raise ZerobitError(msg)
@@ -73,21 +80,22 @@ def _check_order(tensors: Tensors, ops: Sequence[Op], outputs: Sequence[str]) ->
     for op in ops:
         for name in reads(op):
             if name not in tensors:
-                msg = f"`tensors` lacks {name!r}, which the op that makes {op.output!r} reads"
+                msg = f"`tensors` lacks {name!r}, which the op that makes {makes(op)[0]!r} reads"
                 raise ZerobitError(msg)
             if name not in made:
-                msg = f"`ops` reads {name!r} before it is made (for {op.output!r}); sort them topologically"
+                msg = f"`ops` reads {name!r} before it is made (for {makes(op)[0]!r}); sort them topologically"
                 raise ZerobitError(msg)
-            if tensors[name].is_float:
-                msg = f"{op.output!r} reads float tensor {name!r}; only a graph output can be float"
+            if tensors[name].is_float and not isinstance(op, Island | QuantizeFloat):
+                msg = f"{makes(op)[0]!r} reads float tensor {name!r}; only islands and graph outputs are float"
                 raise ZerobitError(msg)
-        if op.output not in tensors:
-            msg = f"`tensors` lacks {op.output!r}, which an op makes"
-            raise ZerobitError(msg)
-        if op.output in made:
-            msg = f"`ops` makes {op.output!r} twice; every tensor has one producer"
-            raise ZerobitError(msg)
-        made.add(op.output)
+        for name in makes(op):
+            if name not in tensors:
+                msg = f"`tensors` lacks {name!r}, which an op makes"
+                raise ZerobitError(msg)
+            if name in made:
+                msg = f"`ops` makes {name!r} twice; every tensor has one producer"
+                raise ZerobitError(msg)
+            made.add(name)
     if unmade := sorted(set(tensors) - made):
         msg = f"`tensors` holds {unmade[0]!r}, which no op makes; drop it or add its op"
         raise ZerobitError(msg)
@@ -107,165 +115,52 @@ def _check_order(tensors: Tensors, ops: Sequence[Op], outputs: Sequence[str]) ->
 def _check_inputs(tensors: Tensors, ops: Sequence[Op]) -> None:
     shapes: dict[str, tuple[int, ...]] = {}
     for op in ops:
-        if not isinstance(op, Quantize):
+        if not isinstance(op, Quantize | Feed):
             continue
         shape = tensors[op.output].shape
         if not op.input or shapes.setdefault(op.input, shape) != shape:
             msg = f"`input` {op.input!r} of {op.output!r} is empty or has two shapes: {shape} and another"
             raise ZerobitError(msg)
         for name, values in (("mean", op.mean), ("std", op.std)):
-            _check_normalisation(f"`{name}` of {op.output!r}", values, shape[0], positive=name == "std")
+            _check_normalisation(f"`{name}` of {op.output!r}", values, shape[:1], positive=name == "std")
 
 
-def _check_normalisation(what: str, values: NDArray[np.float32] | None, channels: int, *, positive: bool) -> None:
+def _check_normalisation(
+    what: str, values: NDArray[np.float32] | None, channels: tuple[int, ...], *, positive: bool
+) -> None:
     if values is None:
         return
-    if values.shape != (channels,):
-        msg = f"{what} has shape {values.shape}; give one value per channel, shape ({channels},)"
+    if values.shape != channels:
+        msg = f"{what} has shape {values.shape}; give one value per channel, shape {channels}"
         raise ZerobitError(msg)
     if not np.isfinite(values).all() or (positive and values.min() <= 0):
         msg = f"{what} is {values.tolist()}; it must be finite{' and positive' if positive else ''}"
         raise FormatError(msg)
 
 
-def _check_shape(op: Op, tensors: Tensors) -> None:
-    shape, inferred = tensors[op.output].shape, _infer_shape(op, tensors)
+def _check_island(op: Island, tensors: Tensors) -> None:
+    for name in op.outputs:
+        if not tensors[name].is_float:
+            msg = f"island {op.name!r} makes {name!r}, which is no float tensor; put a QuantizeFloat behind"
+            raise FormatError(msg)
+    for weight in op.weights:
+        _check_weights(weight.weights, weight.name)
+
+
+def _check_shape(op: Operation, tensors: Tensors) -> None:
+    shape, inferred = tensors[op.output].shape, infer_shape(op, tensors)
     if shape != inferred:
         msg = f"`shape` of tensor {op.output!r} is {shape}; its {type(op).__name__} makes {inferred}"
         raise ZerobitError(msg)
 
 
-def _infer_shape(op: Op, tensors: Tensors) -> tuple[int, ...]:
-    shapes = [tensors[name].shape for name in reads(op)]
-    match op:
-        case Quantize():
-            return tensors[op.output].shape
-        case Conv():
-            return _conv_shape(op, shapes[0])
-        case Linear():
-            if shapes[0] != op.weights.values.shape[1:]:
-                msg = (
-                    f"`input` of Linear {op.output!r} has shape {shapes[0]}, "
-                    f"the weights {op.weights.values.shape}; flatten the input to [F] and give weights [O, F]"
-                )
-                raise ZerobitError(msg)
-            return (op.weights.channels,)
-        case Add() | Rescale():
-            if len(set(shapes)) != 1:
-                msg = f"`left` and `right` of {op.output!r} have shapes {shapes}; they must be equal"
-                raise ZerobitError(msg)
-            return shapes[0]
-        case Concat():
-            return _concat_shape(op, shapes)
-        case MaxPool() | AvgPool():
-            _check_window(op, shapes[0])
-            dilation = (1,) * len(op.kernel)
-            return (shapes[0][0], *window_counts(shapes[0][1:], op.kernel, op.stride, op.padding, dilation))
-        case Mean():
-            _check_spatial(op, shapes[0], len(shapes[0]) - 1)
-            return (shapes[0][0], *((1,) * (len(shapes[0]) - 1) if op.keepdim else ()))
-        case Reshape():
-            return _reshaped(op, shapes[0], tensors[op.output].shape)
-        case Pad():
-            _check_spatial(op, shapes[0], len(op.padding))
-            _check_padding(op, op.padding)
-            return (shapes[0][0], *(n + sum(p) for n, p in zip(shapes[0][1:], op.padding, strict=True)))
-
-
-def _reshaped(op: Op, given: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
-    if np.prod(given) != np.prod(wanted):
-        msg = f"`shape` of {op.output!r} is {wanted}; its Reshape reads {given}, another number of values"
-        raise ZerobitError(msg)
-    return wanted
-
-
-def _conv_shape(op: Conv, shape: tuple[int, ...]) -> tuple[int, ...]:
-    values, where = op.weights.values, f"Conv {op.output!r}"
-    _check_spatial(op, shape, len(op.kernel))
-    if len(op.stride) != len(op.kernel) or len(op.dilation) != len(op.kernel) or len(op.padding) != len(op.kernel):
-        msg = f"`stride`, `dilation` and `padding` of {where} need one entry per dimension of {op.kernel}"
-        raise ZerobitError(msg)
-    if min(op.stride) < 1 or min(op.dilation) < 1:
-        msg = f"`stride` {op.stride} and `dilation` {op.dilation} of {where} must be 1 or more"
-        raise ZerobitError(msg)
-    _check_padding(op, op.padding)
-    if op.groups < 1 or shape[0] % op.groups or values.shape[0] % op.groups:
-        msg = f"`groups` of {where} is {op.groups}; it must divide {shape[0]} and {values.shape[0]} channels"
-        raise ZerobitError(msg)
-    if values.shape[1] * op.groups != shape[0]:
-        msg = (
-            f"`weights` of {where} have shape {values.shape} with {op.groups} groups, but the input has "
-            f"{shape[0]} channels; the second dimension must be {shape[0] // op.groups}"
-        )
-        raise ZerobitError(msg)
-    return (values.shape[0], *window_counts(shape[1:], op.kernel, op.stride, op.padding, op.dilation))
-
-
-def _concat_shape(op: Concat, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    first, axis = shapes[0], op.axis
-    if not 0 <= axis < len(first):
-        msg = f"`axis` of Concat {op.output!r} is {axis}; allowed are 0..{len(first) - 1} (batch left out)"
-        raise ZerobitError(msg)
-    others = {(len(shape), shape[:axis], shape[axis + 1 :]) for shape in shapes}
-    if len(shapes) < 2 or len(others) != 1:
-        msg = f"`inputs` of Concat {op.output!r} have shapes {shapes}; two or more that agree but on {axis}"
-        raise ZerobitError(msg)
-    return (*first[:axis], sum(shape[axis] for shape in shapes), *first[axis + 1 :])
-
-
-def _check_spatial(op: Op, shape: tuple[int, ...], dimensions: int) -> None:
-    if dimensions not in (1, 2) or len(shape) != dimensions + 1:
-        msg = (
-            f"{type(op).__name__} {op.output!r} works on {dimensions} spatial dimensions, "
-            f"but its input has shape {shape}; allowed are [C, L] and [C, H, W]"
-        )
-        raise ZerobitError(msg)
-
-
-def _check_padding(op: Op, padding: tuple[tuple[int, int], ...]) -> None:
-    if min(side for pair in padding for side in pair) < 0:
-        msg = f"`padding` of {op.output!r} is {padding}; it must be 0 or more"
-        raise ZerobitError(msg)
-
-
-def _check_window(op: MaxPool | AvgPool, shape: tuple[int, ...]) -> None:
-    _check_spatial(op, shape, len(op.kernel))
-    if len(op.stride) != len(op.kernel) or len(op.padding) != len(op.kernel):
-        msg = f"`stride` and `padding` of {op.output!r} need one entry per dimension of {op.kernel}"
-        raise ZerobitError(msg)
-    _check_padding(op, op.padding)
-    if min(op.kernel) < 1 or min(op.stride) < 1:
-        msg = f"`kernel` {op.kernel} and `stride` {op.stride} of {op.output!r} must be 1 or more"
-        raise ZerobitError(msg)
-    if any(max(pair) >= size for pair, size in zip(op.padding, op.kernel, strict=True)):
-        msg = f"`padding` of {op.output!r} is {op.padding}; it must be smaller than the kernel {op.kernel}"
-        raise ZerobitError(msg)
-
-
-def window_counts(
-    sizes: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    dilation: Sequence[int],
-) -> tuple[int, ...]:
-    """Output size per spatial dimension of a sliding window; the last, incomplete window is dropped.
-
-    Raises:
-        ZerobitError: no window fits.
-    """
-    counts = tuple(
-        (size + sum(pad) - step * (width - 1) - 1) // jump + 1
-        for size, width, jump, pad, step in zip(sizes, kernel, stride, padding, dilation, strict=True)
-    )
-    if min(counts) < 1:
-        msg = f"`kernel` {tuple(kernel)} is larger than the padded input {tuple(sizes)}; pad more"
-        raise ZerobitError(msg)
-    return counts
-
-
-def _check_formats(op: Op, tensors: Tensors) -> None:
+def _check_formats(op: Operation, tensors: Tensors) -> None:
     output = tensors[op.output]
+    if isinstance(op, Feed):
+        if not output.is_float:
+            msg = f"`scale` of {op.output!r} is {output.scale}; a Feed makes a float tensor, use a Quantize"
+            raise FormatError(msg)
+        return
     if output.is_float and not isinstance(op, Conv | Linear):
         msg = f"`scale` of {op.output!r} is None, but only a Conv or Linear can make float logits"
         raise ZerobitError(msg)
@@ -286,8 +181,17 @@ def _check_formats(op: Op, tensors: Tensors) -> None:
     elif isinstance(op, Mean | AvgPool):
         count = np.prod(tensors[op.input].shape[1:]) if isinstance(op, Mean) else np.prod(op.kernel)
         _check_overflow(op.output, np.array([int(count) * largest(tensors[op.input])]))
-    elif isinstance(op, Concat | MaxPool | Pad | Reshape):
+    elif isinstance(op, Lookup):
+        _check_entries(op, output)
+    elif isinstance(op, MOVES):
         _check_shared((*reads(op), op.output), tensors)
+
+
+def _check_entries(op: Lookup, output: IntegerTensor) -> None:
+    low, high = int(op.table.min()), int(op.table.max())
+    if not output.low <= low <= high <= output.high:
+        msg = f"`table` of {op.output!r} holds {low}..{high}; its tensor holds {output.low}..{output.high}"
+        raise FormatError(msg)
 
 
 def _check_shared(names: Iterable[str], tensors: Tensors) -> None:

@@ -1,179 +1,31 @@
-"""The closed set of things an integer network is made of: tensors, weights and one frozen class per op kind.
+"""The closed set of things an integer network computes: one frozen class per op kind.
 
-Shape legend: O output channels, I input channels, F features, K kernel positions; shapes leave the batch out.
+What is held is in `tensors.py`, ops that only move integers in `moves.py`, those that touch real numbers in
+`floats.py`. Shape legend: O output channels, I input channels, F features; shapes leave the batch out.
 A ReLU is no op and no flag: it is an *unsigned* output tensor, whose range starts at 0. Where a ReLU result
 must live in a signed tensor (a concatenation with signed members), `clip_low=0` says so.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from zerobit.errors import FormatError
-
-#: Widths in which weights are stored; a value takes the smallest that fits.
-STORAGE_BITS: tuple[int, ...] = (2, 4, 8)
-
-
-def storage_bits(bits: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Bits that weights of these widths take in a file: the next of 2, 4 and 8."""
-    return np.asarray(STORAGE_BITS, np.int64)[np.searchsorted(STORAGE_BITS, bits)]
-
-
-@dataclass(frozen=True)
-class IntegerTensor:
-    """One activation: a real value is `scale * q` with an integer q; the zero point is always 0.
-
-    Attributes:
-        name: any non-empty string, unique in the graph.
-        shape: without the batch; channels first.
-        scale: float32 step, or None for float32 logits (only a graph output can be float).
-        bits: 2..8; unsigned q is 0..2^bits - 1, signed q is -2^(bits-1)..2^(bits-1) - 1.
-        signed: whether q can be negative.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    scale: np.float32 | None
-    bits: int = 8
-    signed: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
-        if self.scale is not None:
-            object.__setattr__(self, "scale", np.float32(self.scale))
-        object.__setattr__(self, "bits", int(self.bits))
-
-    @property
-    def is_float(self) -> bool:
-        """Whether this is a float32 tensor (logits) and not an integer one."""
-        return self.scale is None
-
-    @property
-    def step(self) -> np.float32:
-        """The scale of a tensor that is known to be an integer one."""
-        assert self.scale is not None, self.name
-        return self.scale
-
-    @property
-    def low(self) -> int:
-        """Lowest integer."""
-        return -(2 ** (self.bits - 1)) if self.signed else 0
-
-    @property
-    def high(self) -> int:
-        """Highest integer."""
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
-
-    @property
-    def dtype(self) -> np.dtype[np.generic]:
-        """Numpy type that the twins hold this tensor in: int8, uint8 or float32."""
-        if self.is_float:
-            return np.dtype(np.float32)
-        return np.dtype(np.int8) if self.signed else np.dtype(np.uint8)
-
-
-@dataclass(frozen=True, eq=False)
-class Weights:
-    """Integer weights of a convolution or linear layer, with a width, a scale and a bias per output channel.
-
-    Arrays are copied and made read-only; a conversion that would change a value is refused.
-
-    Attributes:
-        values: int8 [O, ...].
-        bits: int64 [O], each 2..8. Values must fit -2^(b-1)..2^(b-1) - 1; a symmetric grid lacks the first.
-        scale: float32 [O], positive.
-        bias: int32 [O], in units of input scale times weight scale.
-
-    Raises:
-        FormatError: an array has the wrong length, or values that its type can't hold.
-    """
-
-    values: NDArray[np.int8]
-    bits: NDArray[np.int64]
-    scale: NDArray[np.float32]
-    bias: NDArray[np.int32]
-
-    def __post_init__(self) -> None:
-        for name, dtype in (("values", np.int8), ("bits", np.int64), ("bias", np.int32)):
-            object.__setattr__(self, name, _frozen_integers(name, getattr(self, name), np.dtype(dtype)))
-        scale = np.array(self.scale, np.float32)
-        scale.setflags(write=False)
-        object.__setattr__(self, "scale", scale)
-        if self.values.ndim < 2:
-            msg = f"`values` has shape {self.values.shape}; weights have at least two dimensions, [O, F]"
-            raise FormatError(msg)
-        for name in ("bits", "scale", "bias"):
-            shape = getattr(self, name).shape
-            if shape != (self.channels,):
-                msg = (
-                    f"`{name}` has shape {shape}, but the weights have {self.channels} output channels; "
-                    f"give one entry per channel, shape ({self.channels},)"
-                )
-                raise FormatError(msg)
-
-    @property
-    def channels(self) -> int:
-        """Number of output channels."""
-        return self.values.shape[0]
-
-    @property
-    def packed_bits(self) -> int:
-        """Bits of all weights at their own widths; biases and scales not counted."""
-        return int(self.bits.sum()) * int(np.prod(self.values.shape[1:], dtype=np.int64))
-
-
-def _frozen_integers(name: str, given: ArrayLike, dtype: np.dtype[np.signedinteger]) -> NDArray[np.signedinteger]:
-    """A read-only copy in `dtype`; refuses values that it can't hold instead of wrapping them around."""
-    source = np.asarray(given)
-    with np.errstate(invalid="ignore"):
-        copy = source.astype(dtype)
-    if not np.array_equal(copy, source):
-        wrong = source[copy != source].flat[0]
-        info = np.iinfo(dtype)
-        msg = f"`{name}` holds {wrong}; it must hold integers in {info.min}..{info.max} ({dtype})"
-        raise FormatError(msg)
-    copy.setflags(write=False)
-    return copy
-
-
-def _optional_floats(values: ArrayLike | None) -> NDArray[np.float32] | None:
-    if values is None:
-        return None
-    copy = np.array(values, np.float32)
-    copy.setflags(write=False)
-    return copy
-
-
-def _ints(values: Sequence[int]) -> tuple[int, ...]:
-    return tuple(int(value) for value in values)
-
-
-def _pairs(values: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    return tuple((int(begin), int(end)) for begin, end in values)
-
-
-@dataclass(frozen=True, eq=False)
-class Quantize:
-    """Turns a float32 graph input into integers: rint(((x - mean) / std) / scale), saturated.
-
-    Attributes:
-        input: name of the graph input; not an `IntegerTensor`. Its shape is the output's.
-        output: an integer tensor.
-        mean: float32 [C] or None; subtracted first.
-        std: float32 [C] or None; divided by second.
-    """
-
-    input: str
-    output: str
-    mean: NDArray[np.float32] | None = None
-    std: NDArray[np.float32] | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", _optional_floats(self.mean))
-        object.__setattr__(self, "std", _optional_floats(self.std))
+from zerobit.integer.floats import Feed, Island, Quantize, QuantizeFloat
+from zerobit.integer.moves import (
+    Concat,
+    Expand,
+    MaxPool,
+    Pad,
+    Permute,
+    Repeat,
+    Reshape,
+    Slice,
+    Spread,
+    as_ints,
+    as_pairs,
+)
+from zerobit.integer.tensors import IntegerTensor, Weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,9 +54,9 @@ class Conv:
     clip_high: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stride", _ints(self.stride))
-        object.__setattr__(self, "padding", _pairs(self.padding))
-        object.__setattr__(self, "dilation", _ints(self.dilation))
+        object.__setattr__(self, "stride", as_ints(self.stride))
+        object.__setattr__(self, "padding", as_pairs(self.padding))
+        object.__setattr__(self, "dilation", as_ints(self.dilation))
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -214,11 +66,11 @@ class Conv:
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """Fully connected layer on a flat tensor.
+    """Fully connected layer on the last dimension of a tensor.
 
     Attributes:
-        input: an integer tensor [F].
-        output: [O]; an integer tensor, or float32 logits.
+        input: an integer tensor [..., F].
+        output: [..., O]; an integer tensor, or float32 logits.
         weights: values [O, F].
         clip_low, clip_high: as in `Conv`.
     """
@@ -232,11 +84,11 @@ class Linear:
 
 @dataclass(frozen=True)
 class Add:
-    """Sum of two integer tensors of one shape, requantised.
+    """Sum of two integer tensors that broadcast, requantised.
 
     Attributes:
         left: an integer tensor.
-        right: an integer tensor; may be the same.
+        right: an integer tensor of as many dimensions; may be the same.
         output: an integer tensor.
         clip_low, clip_high: as in `Conv`.
     """
@@ -249,44 +101,39 @@ class Add:
 
 
 @dataclass(frozen=True)
-class Concat:
-    """Copies integer tensors behind each other; all, the output too, share scale, bits and signedness.
+class Subtract:
+    """Difference of two integer tensors that broadcast, requantised.
 
     Attributes:
-        inputs: two or more integer tensors.
+        left: an integer tensor.
+        right: an integer tensor of as many dimensions.
         output: an integer tensor.
-        axis: dimension, not counting the batch; 0 is the channels.
+        clip_low, clip_high: as in `Conv`.
     """
 
-    inputs: tuple[str, ...]
+    left: str
+    right: str
     output: str
-    axis: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", tuple(self.inputs))
+    clip_low: int | None = None
+    clip_high: int | None = None
 
 
 @dataclass(frozen=True)
-class MaxPool:
-    """Largest integer of each window; padding never wins. Input and output share scale, bits and signedness.
+class Multiply:
+    """Product of two integer tensors that broadcast, requantised.
 
     Attributes:
-        input: an integer tensor [C, *spatial].
-        output: [C, *spatial].
-        kernel, stride: per spatial dimension.
-        padding: (begin, end) per spatial dimension, each smaller than the kernel.
+        left: an integer tensor.
+        right: an integer tensor of as many dimensions; may be the same.
+        output: an integer tensor.
+        clip_low, clip_high: as in `Conv`.
     """
 
-    input: str
+    left: str
+    right: str
     output: str
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "kernel", _ints(self.kernel))
-        object.__setattr__(self, "stride", _ints(self.stride))
-        object.__setattr__(self, "padding", _pairs(self.padding))
+    clip_low: int | None = None
+    clip_high: int | None = None
 
 
 @dataclass(frozen=True)
@@ -309,9 +156,9 @@ class AvgPool:
     count_include_pad: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kernel", _ints(self.kernel))
-        object.__setattr__(self, "stride", _ints(self.stride))
-        object.__setattr__(self, "padding", _pairs(self.padding))
+        object.__setattr__(self, "kernel", as_ints(self.kernel))
+        object.__setattr__(self, "stride", as_ints(self.stride))
+        object.__setattr__(self, "padding", as_pairs(self.padding))
 
 
 @dataclass(frozen=True)
@@ -345,52 +192,72 @@ class Rescale:
     clip_high: int | None = None
 
 
-@dataclass(frozen=True)
-class Reshape:
-    """Same integers in the output tensor's shape; flatten, view, squeeze."""
-
-    input: str
-    output: str
-
-
-@dataclass(frozen=True)
-class Pad:
-    """Zeros around the spatial dimensions; input and output share scale, bits and signedness.
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """One function of every value, or one for each channel, as a table: exact in every runtime.
 
     Attributes:
-        input: an integer tensor [C, *spatial].
-        output: [C, *spatial].
-        padding: (begin, end) per spatial dimension.
+        input: an integer tensor.
+        output: an integer tensor of the same shape.
+        table: [256], or [C, 256] along `axis`; integers of the output, in the order of the input's bytes: of a
+            signed input 0..127, then -128..-1.
+        axis: dimension along which the table varies, 0 the first behind the batch; None for one table.
     """
 
     input: str
     output: str
-    padding: tuple[tuple[int, int], ...]
+    table: NDArray[np.int16]
+    axis: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "padding", _pairs(self.padding))
+        table = np.array(self.table, np.int16)
+        table.setflags(write=False)
+        object.__setattr__(self, "table", table)
 
 
+#: Ops that move integers or choose among them.
+MOVES = Concat | MaxPool | Reshape | Pad | Permute | Slice | Expand | Repeat | Spread
+#: Ops that make one tensor.
+Operation = (
+    Quantize
+    | Feed
+    | QuantizeFloat
+    | Conv
+    | Linear
+    | Add
+    | Subtract
+    | Multiply
+    | AvgPool
+    | Mean
+    | Rescale
+    | Lookup
+    | MOVES
+)
 #: The closed set of op kinds. Interpreters match on it, and the type checker finds one that misses a kind.
-Op = Quantize | Conv | Linear | Add | Concat | MaxPool | AvgPool | Mean | Rescale | Reshape | Pad
+Op = Operation | Island
 
 
 def reads(op: Op) -> tuple[str, ...]:
     """Names of the tensors that an op reads; none for one that reads a graph input."""
     match op:
-        case Quantize():
+        case Quantize() | Feed():
             return ()
-        case Add():
+        case Add() | Subtract() | Multiply():
             return (op.left, op.right)
-        case Concat():
+        case Concat() | Island():
             return op.inputs
         case _:
             return (op.input,)
 
 
+def makes(op: Op) -> tuple[str, ...]:
+    """Names of the tensors that an op makes; only an island makes several."""
+    return op.outputs if isinstance(op, Island) else (op.output,)
+
+
 def clip_range(op: Op, tensor: IntegerTensor) -> tuple[int, int]:
     """Lowest and highest integer that `op` leaves in its output `tensor`."""
-    if not isinstance(op, Conv | Linear | Add | Rescale):
+    if not isinstance(op, Conv | Linear | Add | Subtract | Multiply | Rescale):
         return tensor.low, tensor.high
     low = tensor.low if op.clip_low is None else op.clip_low
     high = tensor.high if op.clip_high is None else op.clip_high

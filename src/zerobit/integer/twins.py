@@ -26,43 +26,47 @@ contrib_ops/cpu/quantization/qlinear_pool.cc; tests/export compares each with `=
 Shape legend: N batch, C channels, O output channels.
 """
 
+import sys
+from collections.abc import Mapping
 from typing import Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zerobit.integer.accumulate import Array, pad_spatial, window_taps
-from zerobit.integer.ir import AvgPool, Conv, IntegerGraph, IntegerTensor, Linear, Quantize
-from zerobit.integer.walk import Feeds, Float32, Rule, batches, to_float32, walk
+from zerobit.integer.ir import AvgPool, Conv, Feed, IntegerGraph, IntegerTensor, Linear, Quantize
+from zerobit.integer.walk import Feeds, Float32, Rule, batches, to_real, walk
 
 
 class OnnxRuntimeRule(Rule):
     """float32 as ONNX Runtime fuses it; formulas at the top of the file."""
 
-    def quantize(self, x: Float32, op: Quantize, target: IntegerTensor) -> Array:
-        """Normalise, divide by the scale, round half to even."""
+    def normalise(self, x: Array, op: Quantize | Feed) -> Array:
+        """Subtract, then divide."""
         shape = (-1, *(1,) * (x.ndim - 2))
         if op.mean is not None:
-            x = x - op.mean.reshape(shape)
-        if op.std is not None:
-            x = x / op.std.reshape(shape)
+            x = np.asarray(x, np.float32) - op.mean.reshape(shape)
+        return x if op.std is None else np.asarray(x, np.float32) / op.std.reshape(shape)
+
+    def quantize(self, x: Array, target: IntegerTensor) -> Array:
+        """Divide by the scale, round half to even."""
         with np.errstate(over="ignore"):  # infinity saturates like any large value
-            return np.rint(x / target.step)
+            return np.rint(np.asarray(x, np.float32) / target.step)
 
     def requantize(
         self, sums: NDArray[np.int32], op: Conv | Linear, source: IntegerTensor, target: IntegerTensor
     ) -> Array:
         """Multiply by one factor per channel, round half to even."""
-        scaled = self._scale(sums, (source.step * op.weights.scale) / target.step)
+        scaled = self._scale(op, sums, (source.step * op.weights.scale) / target.step)
         return np.rint(scaled, out=scaled)
 
     def logits(self, sums: NDArray[np.int32], op: Conv | Linear, source: IntegerTensor) -> Float32:
         """Multiply by one factor per channel."""
-        return self._scale(sums, source.step * op.weights.scale)
+        return self._scale(op, sums, source.step * op.weights.scale)
 
-    def _scale(self, sums: NDArray[np.int32], factor_O: Float32) -> Float32:
+    def _scale(self, op: Conv | Linear, sums: NDArray[np.int32], factor_O: Float32) -> Float32:
         scaled = sums.astype(np.float32)
-        scaled *= factor_O.reshape(-1, *(1,) * (sums.ndim - 2))
+        scaled *= factor_O.reshape(-1, *(1,) * (sums.ndim - 2)) if isinstance(op, Conv) else factor_O
         return scaled
 
     def add(self, a: Array, b: Array, left: IntegerTensor, right: IntegerTensor, target: IntegerTensor) -> Array:
@@ -72,6 +76,17 @@ class OnnxRuntimeRule(Rule):
         fixed = np.asarray(zero_y - (ratio_a * zero_a + ratio_b * zero_b))
         partial = fused_multiply_add(b.astype(np.float32) + zero_b, ratio_b, fixed)
         return np.rint(fused_multiply_add(a.astype(np.float32) + zero_a, ratio_a, partial)) - zero_y
+
+    def subtract(self, a: Array, b: Array, left: IntegerTensor, right: IntegerTensor, target: IntegerTensor) -> Array:
+        """To real values, subtract, and back."""
+        real = a.astype(np.float32) * left.step - b.astype(np.float32) * right.step
+        return np.rint(real / target.step)
+
+    def multiply(self, a: Array, b: Array, left: IntegerTensor, right: IntegerTensor, target: IntegerTensor) -> Array:
+        """Multiply integers, then by one factor; the output zero point takes part in the rounding."""
+        product = a.astype(np.float32) * b.astype(np.float32)
+        zero = np.float32(zero_point(target))
+        return np.rint(product * (left.step * right.step / target.step) + zero) - zero
 
     def mean(self, sums: NDArray[np.int32], count: int, source: IntegerTensor, target: IntegerTensor) -> Array:
         """Multiply by one factor, round half to even."""
@@ -125,32 +140,43 @@ def fused_multiply_add(a: Float32, b: np.float32, c: Float32) -> Float32:
     return odd.astype(np.float32)
 
 
+Floats = Mapping[str, Array]
+
+
 @overload
 def run_float32(
-    graph: IntegerGraph, x: Feeds, keep: Literal[False] = False, batch_size: int = 64
-) -> tuple[Float32, ...]: ...
+    graph: IntegerGraph, x: Feeds, keep: Literal[False] = False, batch_size: int = 64, floats: Floats | None = None
+) -> tuple[Array, ...]: ...
 @overload
-def run_float32(graph: IntegerGraph, x: Feeds, keep: Literal[True], batch_size: int = 64) -> dict[str, Array]: ...
 def run_float32(
-    graph: IntegerGraph, x: Feeds, keep: bool = False, batch_size: int = 64
-) -> tuple[Float32, ...] | dict[str, Array]:
+    graph: IntegerGraph, x: Feeds, keep: Literal[True], batch_size: int = 64, floats: Floats | None = None
+) -> dict[str, Array]: ...
+def run_float32(
+    graph: IntegerGraph, x: Feeds, keep: bool = False, batch_size: int = 64, floats: Floats | None = None
+) -> tuple[Array, ...] | dict[str, Array]:
     """Run the twin of ONNX Runtime.
 
     Args:
         graph: a valid graph.
-        x: float32 [N, *shape], or one such array per graph input by name.
+        x: [N, *shape], or one such array per graph input by name.
         keep: return the integers of every tensor instead of the outputs.
         batch_size: images at a time; bounds memory, changes no result.
+        floats: what to take for the float tensors that islands make, for all of `x` at once; torch computes them
+            if None.
 
     Returns:
-        One float32 array [N, *shape] per graph output, as the exported file returns them; with `keep` a dict
-        of all tensors, int8 or uint8, logits float32.
+        One array [N, *shape] per graph output, as the exported file returns them, float32 but for what islands
+        make of integers; with `keep` a dict of all tensors, int8 or uint8, logits float32.
 
     Raises:
         ZerobitError: an input is missing, has the wrong shape or holds a NaN.
     """
-    parts = [walk(graph, OnnxRuntimeRule(), feeds, keep) for feeds in batches(graph, x, batch_size)]
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if floats is not None:
+        batch_size = sys.maxsize
+    parts = [walk(graph, OnnxRuntimeRule(), feeds, keep, floats) for feeds in batches(graph, x, batch_size)]
+    whole = {
+        name: np.concatenate([part[name] for part in parts]) if len(parts) > 1 else parts[0][name] for name in parts[0]
+    }
     if keep:
         return whole
-    return tuple(to_float32(whole[name], graph.by_name[name]) for name in graph.outputs)
+    return tuple(to_real(whole[name], graph.by_name[name]) for name in graph.outputs)

@@ -4,9 +4,10 @@ Shape legend: N batch, C channels, O output channels.
 """
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from zerobit.errors import ZerobitError
@@ -14,28 +15,29 @@ from zerobit.integer.accumulate import (
     Array,
     conv_accumulators,
     linear_accumulators,
-    pad_spatial,
     spatial_sums,
-    window_taps,
 )
-from zerobit.integer.ir import (
+from zerobit.integer.floats import Feed, Island
+from zerobit.integer.ir import IntegerGraph
+from zerobit.integer.move import moved
+from zerobit.integer.ops import (
     Add,
     AvgPool,
-    Concat,
     Conv,
-    IntegerGraph,
-    IntegerTensor,
     Linear,
-    MaxPool,
+    Lookup,
     Mean,
+    Multiply,
     Op,
-    Pad,
+    Operation,
     Quantize,
+    QuantizeFloat,
     Rescale,
-    Reshape,
+    Subtract,
     clip_range,
     reads,
 )
+from zerobit.integer.tensors import IntegerTensor
 
 Float32 = NDArray[np.float32]
 Feeds = Array | Mapping[str, Array]
@@ -45,8 +47,12 @@ class Rule(abc.ABC):
     """How one runtime rounds. Results are whole numbers in any float or integer type, not yet saturated."""
 
     @abc.abstractmethod
-    def quantize(self, x: Float32, op: Quantize, target: IntegerTensor) -> Array:
-        """Float input [N, *shape] to integers."""
+    def quantize(self, x: Array, target: IntegerTensor) -> Array:
+        """Real values [N, *shape] to integers."""
+
+    @abc.abstractmethod
+    def normalise(self, x: Array, op: Quantize | Feed) -> Array:
+        """Input with the mean of `op` subtracted and divided by its standard deviation."""
 
     @abc.abstractmethod
     def requantize(
@@ -63,6 +69,14 @@ class Rule(abc.ABC):
         """Sum of two integer arrays; element-wise, they broadcast."""
 
     @abc.abstractmethod
+    def subtract(self, a: Array, b: Array, left: IntegerTensor, right: IntegerTensor, target: IntegerTensor) -> Array:
+        """Difference of two integer arrays; element-wise, they broadcast."""
+
+    @abc.abstractmethod
+    def multiply(self, a: Array, b: Array, left: IntegerTensor, right: IntegerTensor, target: IntegerTensor) -> Array:
+        """Product of two integer arrays; element-wise, they broadcast."""
+
+    @abc.abstractmethod
     def mean(self, sums: NDArray[np.int32], count: int, source: IntegerTensor, target: IntegerTensor) -> Array:
         """Sums of `count` integers to the mean."""
 
@@ -75,34 +89,64 @@ class Rule(abc.ABC):
         """Integers on one scale to another; element-wise."""
 
 
-def walk(graph: IntegerGraph, rule: Rule, feeds: Mapping[str, Float32], keep: bool) -> dict[str, Array]:
+def walk(
+    graph: IntegerGraph,
+    rule: Rule,
+    feeds: Mapping[str, Array],
+    keep: bool,
+    floats: Mapping[str, Array] | None = None,
+) -> dict[str, Array]:
     """Run a graph once.
 
     Args:
         graph: a valid graph.
         rule: how the runtime rounds.
-        feeds: float32 [N, *shape] per graph input.
+        feeds: [N, *shape] per graph input, float32 where the graph makes integers of it.
         keep: return every tensor, and not only the outputs.
+        floats: what to take for the float tensors that islands make; computed with torch if None.
 
     Returns:
-        Arrays [N, *shape] by tensor name: int8, uint8, or float32 for logits.
+        Arrays [N, *shape] by tensor name: int8, uint8, float32 for logits, what torch makes for islands.
     """
     values: dict[str, Array] = {}
     last_use = {name: index for index, op in enumerate(graph.ops) for name in reads(op)}
     for index, op in enumerate(graph.ops):
-        values[op.output] = _run(op, graph.by_name, rule, values, feeds)
+        if not isinstance(op, Island):
+            values[op.output] = _run(op, graph.by_name, rule, values, feeds)
+        elif floats is None:
+            values |= run_island(op, graph.by_name, values)
+        else:
+            values |= {name: floats[name] for name in op.outputs}
         for name in reads(op):
             if not keep and last_use[name] == index and name not in graph.outputs:
                 values.pop(name, None)
     return values if keep else {name: values[name] for name in graph.outputs}
 
 
+def run_island(op: Island, tensors: Mapping[str, IntegerTensor], values: Mapping[str, Array]) -> dict[str, Array]:
+    """What torch makes of an island's inputs.
+
+    Args:
+        op: the island.
+        tensors: of its graph, by name.
+        values: arrays of its inputs by name, as `walk` holds them.
+
+    Returns:
+        Arrays by tensor name.
+    """
+    real = [to_real(values[name], tensors[name]) for name in op.inputs]
+    stored = [w.weights.values.astype(np.float32) * w.weights.scale[:, None] for w in op.weights]
+    with torch.no_grad():
+        results = op.function(*(torch.from_numpy(np.ascontiguousarray(x)) for x in (*real, *stored)))
+    return {name: result.numpy() for name, result in zip(op.outputs, results, strict=True)}
+
+
 def _run(
-    op: Op,
+    op: Operation,
     tensors: Mapping[str, IntegerTensor],
     rule: Rule,
     values: Mapping[str, Array],
-    feeds: Mapping[str, Float32],
+    feeds: Mapping[str, Array],
 ) -> Array:
     """One op, in the target's numpy type."""
     target = tensors[op.output]
@@ -110,29 +154,42 @@ def _run(
     x = [values[name] for name in reads(op)]
     match op:
         case Quantize():
-            return saturate(rule.quantize(feeds[op.input], op, target), op, target)
+            return saturate(rule.quantize(rule.normalise(feeds[op.input], op), target), op, target)
+        case Feed():
+            return rule.normalise(feeds[op.input], op)
+        case QuantizeFloat():
+            return saturate(rule.quantize(x[0], target), op, target)
         case Conv():
             return _layer(op, conv_accumulators(x[0], op, sources[0]), sources[0], target, rule)
         case Linear():
             return _layer(op, linear_accumulators(x[0], op, sources[0]), sources[0], target, rule)
         case Add():
-            return _add(op, x, sources, target, rule)
+            return _pairwise(op, x, sources, target, rule.add)
+        case Subtract():
+            return _pairwise(op, x, sources, target, rule.subtract)
+        case Multiply():
+            return _pairwise(op, x, sources, target, rule.multiply)
         case Rescale():
             table = saturate(rule.rescale(_levels(sources[0]), sources[0], target), op, target)
             return table[x[0].view(np.uint8)]
+        case Lookup():
+            return look_up(x[0], op).astype(target.dtype)
         case Mean():
             means = rule.mean(spatial_sums(x[0]), int(np.prod(x[0].shape[2:])), sources[0], target)
             return saturate(means, op, target).reshape(len(x[0]), *target.shape)
         case AvgPool():
             return saturate(rule.average(x[0], op, sources[0], target), op, target)
-        case MaxPool():
-            return _max_pool(x[0], op, sources[0])
-        case Concat():
-            return np.concatenate(x, axis=op.axis + 1)
-        case Pad():
-            return pad_spatial(x[0], op.padding)
-        case Reshape():
-            return x[0].reshape(len(x[0]), *target.shape)
+        case _:
+            return moved(x, op, target)
+
+
+def look_up(x: Array, op: Lookup) -> NDArray[np.int16]:
+    """Entries of the table."""
+    codes = x.view(np.uint8)
+    if op.axis is None:
+        return op.table[codes]
+    channel = np.arange(len(op.table)).reshape(-1, *(1,) * (x.ndim - op.axis - 2))
+    return op.table[channel, codes]
 
 
 def _layer(
@@ -146,7 +203,8 @@ def _layer(
 
 def saturate(result: Array, op: Op, target: IntegerTensor) -> Array:
     """Clamp to what `op` leaves in `target`, in the target's numpy type."""
-    return np.clip(result, *clip_range(op, target)).astype(target.dtype)
+    with np.errstate(invalid="ignore"):  # what an island makes may be no number; then any integer will do
+        return np.clip(result, *clip_range(op, target)).astype(target.dtype)
 
 
 def _levels(tensor: IntegerTensor) -> Array:
@@ -154,26 +212,22 @@ def _levels(tensor: IntegerTensor) -> Array:
     return np.arange(256, dtype=np.uint8).view(tensor.dtype)
 
 
-def _add(op: Add, x: Sequence[Array], sources: Sequence[IntegerTensor], target: IntegerTensor, rule: Rule) -> Array:
-    """A sum of two bytes has 65,536 possible results: the rule makes the table, the data only look it up."""
+def _pairwise(
+    op: Add | Subtract | Multiply,
+    x: Sequence[Array],
+    sources: Sequence[IntegerTensor],
+    target: IntegerTensor,
+    compute: Callable[[Array, Array, IntegerTensor, IntegerTensor, IntegerTensor], Array],
+) -> Array:
+    """Two bytes have 65,536 possible results: the rule makes the table, the data only look it up."""
     a, b = _levels(sources[0])[:, None], _levels(sources[1])[None, :]
-    table = saturate(rule.add(a, b, sources[0], sources[1], target), op, target).reshape(-1)
+    table = saturate(compute(a, b, sources[0], sources[1], target), op, target).reshape(-1)
     index = x[0].view(np.uint8).astype(np.uint16)
     index <<= 8
-    index |= x[1].view(np.uint8)
-    return table[index]
+    return table[index | x[1].view(np.uint8)]
 
 
-def _max_pool(x: Array, op: MaxPool, source: IntegerTensor) -> Array:
-    padded = pad_spatial(x, op.padding, fill=-128 if source.signed else 0)
-    largest: Array | None = None
-    for _, view in window_taps(padded, op.kernel, op.stride, (1,) * len(op.kernel)):
-        largest = view if largest is None else np.maximum(largest, view)
-    assert largest is not None  # a kernel has at least one position
-    return np.ascontiguousarray(largest)
-
-
-def batches(graph: IntegerGraph, x: Feeds, batch_size: int) -> Iterator[dict[str, Float32]]:
+def batches(graph: IntegerGraph, x: Feeds, batch_size: int) -> Iterator[dict[str, Array]]:
     """Check the inputs and yield them in batches.
 
     Raises:
@@ -186,25 +240,30 @@ def batches(graph: IntegerGraph, x: Feeds, batch_size: int) -> Iterator[dict[str
     if set(given) != set(graph.inputs) or (not isinstance(x, Mapping) and len(graph.inputs) != 1):
         msg = f"`x` must map the graph inputs {sorted(graph.inputs)} to arrays; it has {sorted(given)}"
         raise ZerobitError(msg)
-    feeds: dict[str, Float32] = {}
+    feeds: dict[str, Array] = {}
     for name, shape in graph.inputs.items():
-        feeds[name] = np.asarray(given[name], np.float32)
-        if feeds[name].shape[1:] != shape or not len(feeds[name]):
-            msg = f"`x` for input {name!r} has shape {feeds[name].shape}; it must be (batch, {shape})"
+        feeds[name] = np.asarray(given[name], graph.input_types[name])
+        whole = feeds[name].shape if name in graph.unbatched else feeds[name].shape[1:]
+        if whole != shape or not feeds[name].size:
+            wanted = shape if name in graph.unbatched else ("batch", *shape)
+            msg = f"`x` for input {name!r} has shape {feeds[name].shape}; it must be {wanted}"
             raise ZerobitError(msg)
         if np.isnan(feeds[name]).any():
             msg = f"`x` for input {name!r} holds a NaN, which has no integer; clean the data"
             raise ZerobitError(msg)
-    sizes = {len(feed) for feed in feeds.values()}
-    if len(sizes) != 1:
+    sizes = {len(feed) for name, feed in feeds.items() if name not in graph.unbatched}
+    if len(sizes) > 1:
         msg = f"`x` has inputs of different batch sizes {sorted(sizes)}; they must be equal"
         raise ZerobitError(msg)
+    if graph.unbatched:
+        yield feeds
+        return
     for start in range(0, sizes.pop(), batch_size):
         yield {name: feed[start : start + batch_size] for name, feed in feeds.items()}
 
 
-def to_float32(values: Array, tensor: IntegerTensor) -> Float32:
-    """Real values of a tensor: float(q) * scale; logits as they are."""
+def to_real(values: Array, tensor: IntegerTensor) -> Array:
+    """Real values of a tensor: float(q) * scale; logits and what islands make as they are."""
     if tensor.is_float:
-        return values.astype(np.float32)
+        return values
     return values.astype(np.float32) * tensor.step

@@ -10,8 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from zerobit.formats import Format
+from zerobit.graph.ir import Rows
+from zerobit.graph.rows import from_rows, to_rows
 from zerobit.quant.fake import fake_quantize, mix_precisions, quantize
 from zerobit.quant.ranges import least_squares_step, min_max_step
+
+#: Output channels on dimension 0, as most layers have them.
+ROWS_FIRST = Rows()
 
 
 class AbstractWeightGrid(nn.Module, ABC):
@@ -125,14 +130,15 @@ class FixedWeightSlot(nn.Module):
         bits: [C], each on the grid and not 0.
         step: [C].
         full_range: whether the lowest level of two's complement is used.
+        layout: how the C output channels lie in the weight.
     """
 
     low: Tensor
     high: Tensor
 
-    def __init__(self, bits: Sequence[int], step: Tensor, full_range: bool) -> None:
+    def __init__(self, bits: Sequence[int], step: Tensor, full_range: bool, layout: Rows = ROWS_FIRST) -> None:
         super().__init__()
-        self.bits, self.full_range = tuple(bits), full_range
+        self.bits, self.full_range, self.layout = tuple(bits), full_range, layout
         formats = [Format(b, signed=True, full_range=full_range) for b in bits]
         self.register_buffer("low", torch.tensor([[float(f.low)] for f in formats]), persistent=False)
         self.register_buffer("high", torch.tensor([[float(f.high)] for f in formats]), persistent=False)
@@ -140,16 +146,17 @@ class FixedWeightSlot(nn.Module):
 
     def forward(self, w: Tensor) -> Tensor:
         """Quantised weight of the same shape; gradients as in LSQ."""
-        flat = w.flatten(1)
+        flat = to_rows(w, self.layout)
         ones = torch.ones_like(self.log_step)
         step = self.log_step.exp()
         # one precision per row: levels differ by row, so they enter by broadcasting
-        return _rowwise(flat, ones, step, self.low, self.high).reshape(w.shape)
+        return from_rows(_rowwise(flat, ones, step, self.low, self.high), w, self.layout)
 
     @torch.no_grad()
     def integers(self, w: Tensor) -> Tensor:
         """Integer levels, int8, of the shape of w."""
-        return quantize(w.flatten(1), self.log_step.exp(), self.low, self.high).to(torch.int8).reshape(w.shape)
+        levels = quantize(to_rows(w, self.layout), self.log_step.exp(), self.low, self.high)
+        return from_rows(levels.to(torch.int8), w, self.layout)
 
 
 def _rowwise(x: Tensor, choice: Tensor, step: Tensor, low: Tensor, high: Tensor) -> Tensor:

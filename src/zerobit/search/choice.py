@@ -1,6 +1,8 @@
 """Discrete choices with gradients: how probabilities become the values that a forward pass uses."""
 
+import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -55,9 +57,50 @@ def gumbel_noise(like: Tensor) -> Tensor:
     return -torch.log(-torch.log(uniform))
 
 
-def keep_at_least(hard: Tensor, score: Tensor, minimum: int) -> Tensor:
-    """Hard gates with at least `minimum` units kept, those of largest score."""
-    if int(hard.sum()) >= minimum:
-        return hard
-    best = torch.topk(score, min(minimum, len(score))).indices
-    return torch.zeros_like(hard).index_fill(0, best, True)
+@dataclass(frozen=True)
+class UnitRule:
+    """How many units of a group may stay: a multiple of `multiple_of` from `at_least` on, or all.
+
+    Attributes:
+        at_least: units that stay in any case; all, if there are fewer.
+        multiple_of: their number is a multiple of this, unless all stay.
+    """
+
+    at_least: int = 1
+    multiple_of: int = 1
+
+    def fewest(self, units: int) -> int:
+        """The smallest number of units that may stay."""
+        return min(units, math.ceil(self.at_least / self.multiple_of) * self.multiple_of)
+
+    def below(self, count: int) -> int:
+        """The next smaller number; to be used above the fewest only."""
+        return (count - 1) // self.multiple_of * self.multiple_of
+
+    def above(self, count: int, units: int) -> int:
+        """The next larger number; to be used below all only."""
+        return min(units, (count // self.multiple_of + 1) * self.multiple_of)
+
+    def nearest(self, count: int, units: int) -> int:
+        """The allowed number nearest to one, the larger of two equally near."""
+        if count <= self.fewest(units):
+            return self.fewest(units)
+        if count >= units or count % self.multiple_of == 0:
+            return min(count, units)
+        below, above = self.below(count), self.above(count, units)
+        return below if count - below < above - count else above
+
+    def apply(self, wanted: Tensor, score: Tensor) -> Tensor:
+        """The units that stay: those that are wanted, if their number may be, else fewer or more by score.
+
+        Args:
+            wanted: bool [units].
+            score: [units]; units of large score stay first.
+        """
+        now = int(wanted.sum())
+        count = self.nearest(now, len(wanted))
+        if count == now:
+            return wanted
+        by_score = torch.argsort(score, descending=True, stable=True)
+        first = by_score[torch.argsort(wanted[by_score].int(), descending=True, stable=True)[:count]]
+        return torch.zeros_like(wanted).index_fill(0, first, True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from zerobit.errors import FormatError
 from zerobit.formats import DEFAULT_STORAGE, check_bits
 from zerobit.quant.slot import GRIDS
-from zerobit.search.choice import MIN_TEMPERATURE, SAMPLINGS, AbstractChoice, Sampling
+from zerobit.search.choice import MIN_TEMPERATURE, SAMPLINGS, AbstractChoice, Sampling, UnitRule
 from zerobit.search.gates.logit import LogitGate
 from zerobit.search.widths.coupled import CoupledChoice
 from zerobit.search.widths.softmax import SoftmaxWidth
@@ -41,12 +41,23 @@ class AbstractMethod(ABC):
         """Whether one choice per group holds gate and width of all its layers."""
 
     @abstractmethod
-    def group_choice(self, units: int, *, removable: bool) -> AbstractChoice | None:
-        """The choice of a channel group; None if nothing is to choose."""
+    def group_choice(self, units: int, rule: UnitRule, *, removable: bool) -> AbstractChoice | None:
+        """The choice of a channel group; None if nothing is to choose.
+
+        Args:
+            units: of the group.
+            rule: how many of them may stay.
+            removable: whether units may go at all.
+        """
 
     @abstractmethod
-    def width_choice(self, channels: int) -> SoftmaxWidth | None:
-        """The width choice of one weight that no group's choice holds; None if there is one width only."""
+    def width_choice(self, channels: int, widths: tuple[int, ...]) -> SoftmaxWidth | None:
+        """The width choice of one weight that no group's choice holds; None if there is one width only.
+
+        Args:
+            channels: of the weight.
+            widths: offered to it, 0 not among them.
+        """
 
     @abstractmethod
     def activation_choice(self) -> SoftmaxWidth | None:
@@ -111,20 +122,19 @@ class ChannelSoftmax(AbstractMethod):
         """As `shared` says."""
         return self.shared
 
-    def group_choice(self, units: int, *, removable: bool) -> AbstractChoice | None:
+    def group_choice(self, units: int, rule: UnitRule, *, removable: bool) -> AbstractChoice | None:
         """A gate, or the coupled softmax."""
-        removable = removable and 0 in self.weight_bits
         if self.shared:
-            return CoupledChoice(units, self.widths, self.sampling, removable=removable, minimum=self.min_channels)
-        return LogitGate(units, self.sampling, _GATE_START, self.min_channels) if removable else None
+            return CoupledChoice(units, self.widths, self.sampling, removable=removable, rule=rule)
+        return LogitGate(units, self.sampling, _GATE_START, rule) if removable else None
 
-    def width_choice(self, channels: int) -> SoftmaxWidth | None:
+    def width_choice(self, channels: int, widths: tuple[int, ...]) -> SoftmaxWidth | None:
         """Per channel or per layer."""
-        if len(self.widths) == 1:
+        if len(widths) == 1:
             return None
         per_layer = self.granularity == "layer"
-        start = start_logits(self.widths, self.start_bits or max(self.widths))
-        return SoftmaxWidth(channels, self.widths, self.sampling, start, per_layer=per_layer)
+        start = start_logits(widths, self.start_bits or max(widths))
+        return SoftmaxWidth(channels, widths, self.sampling, start, per_layer=per_layer)
 
     def activation_choice(self) -> SoftmaxWidth | None:
         """One row."""

@@ -12,7 +12,7 @@ from torch import nn
 from zerobit.cost.base import usage
 from zerobit.cost.price import AbstractPrice
 from zerobit.cut.apply import QuantNet
-from zerobit.search.attach import SearchNet
+from zerobit.search.net import SearchNet
 from zerobit.train.loop import Epoch, Hardware, Phase, cosine, one_cycle, run_phase
 from zerobit.train.objective import Objective, evaluate
 
@@ -138,7 +138,8 @@ def search(
         note=note,
         extra={"price": price},
     )
-    settings = {"recipe": recipe, "method": net.method, "price": price.describe(), **_shared(objective, hardware)}
+    settings = {"recipe": recipe, "method": net.method, "options": net.options.describe(), "price": price.describe()}
+    settings |= _shared(objective, hardware)
     return run_phase(
         phase, data.train, hardware, fabric=fabric, checkpoint=checkpoint, settings=settings, console=console
     )

@@ -1,8 +1,8 @@
-"""Three small networks for examples, tests and benchmarks.
+"""Small networks for examples, tests and benchmarks, and the list of all networks of the zoo.
 
 `resnet8` and `dscnn` follow the reference networks of MLPerf Tiny (Banbury et al.,
 "MLPerf Tiny Benchmark", NeurIPS 2021, arXiv 2106.07597); `digits_net` is a network
-of the same kind, small enough to train in seconds.
+of the same kind, small enough to train in seconds. `larger.py` has the others.
 
 Shape letters: B batch, C channels, H height, W width, K classes.
 """
@@ -13,52 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-
-def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    # No bias: a BatchNorm follows every convolution and has its own.
-    return nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False)
-
-
-class IdentityBlock(nn.Module):
-    """Two 3x3 convolutions whose result is added to the block's own input."""
-
-    def __init__(self, channels: int) -> None:
-        """Build the block; it keeps `channels` and the image size."""
-        super().__init__()
-        self.conv1 = _conv(channels, channels, 3)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.relu1 = nn.ReLU()
-        self.conv2 = _conv(channels, channels, 3)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.relu2 = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [B, C, H, W] to [B, C, H, W]."""
-        y = self.relu1(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return self.relu2(x + y)
-
-
-class StridedBlock(nn.Module):
-    """Two 3x3 convolutions, the first with stride 2, added to a 1x1 stride-2 shortcut."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        """Build the block; it halves the image size and changes the channels."""
-        super().__init__()
-        self.conv1 = _conv(in_channels, out_channels, 3, stride=2)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.relu1 = nn.ReLU()
-        self.conv2 = _conv(out_channels, out_channels, 3)
-        self.bn2 = nn.BatchNorm2d(out_channels)
-        self.shortcut_conv = _conv(in_channels, out_channels, 1, stride=2)
-        self.shortcut_bn = nn.BatchNorm2d(out_channels)
-        self.relu2 = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [B, in_channels, H, W] to [B, out_channels, ceil(H/2), ceil(W/2)]."""
-        y = self.relu1(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return self.relu2(self.shortcut_bn(self.shortcut_conv(x)) + y)
+from zerobit.zoo.blocks import IdentityBlock, StridedBlock, conv
+from zerobit.zoo.larger import mobilenet_v2, resnet18, vgg7
 
 
 class ResNet8(nn.Module):
@@ -67,7 +23,7 @@ class ResNet8(nn.Module):
     def __init__(self, num_classes: int = 10) -> None:
         """Build the network with `num_classes` outputs."""
         super().__init__()
-        self.conv = _conv(3, 16, 3)
+        self.conv = conv(3, 16, 3)
         self.bn = nn.BatchNorm2d(16)
         self.relu = nn.ReLU()
         self.block1 = IdentityBlock(16)
@@ -93,7 +49,7 @@ class SeparableBlock(nn.Module):
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
         self.depthwise_bn = nn.BatchNorm2d(channels)
         self.depthwise_relu = nn.ReLU()
-        self.pointwise = _conv(channels, channels, 1)
+        self.pointwise = conv(channels, channels, 1)
         self.pointwise_bn = nn.BatchNorm2d(channels)
         self.pointwise_relu = nn.ReLU()
 
@@ -135,7 +91,7 @@ class DigitsNet(nn.Module):
     def __init__(self, num_classes: int = 10) -> None:
         """Build the network with `num_classes` outputs."""
         super().__init__()
-        self.conv = _conv(1, 16, 3)
+        self.conv = conv(1, 16, 3)
         self.bn = nn.BatchNorm2d(16)
         self.relu = nn.ReLU()
         self.block1 = IdentityBlock(16)
@@ -208,6 +164,9 @@ MODELS: dict[str, ZooModel] = {
         ZooModel("resnet8", resnet8, (3, 32, 32)),
         ZooModel("dscnn", dscnn, (1, 49, 10)),
         ZooModel("digits", digits_net, (1, 8, 8)),
+        ZooModel("vgg7", vgg7, (3, 32, 32)),
+        ZooModel("resnet18", resnet18, (3, 32, 32)),
+        ZooModel("mobilenet_v2", mobilenet_v2, (3, 224, 224)),
     )
 }
 

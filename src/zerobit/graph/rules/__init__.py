@@ -1,23 +1,81 @@
 """One rule per op kind. A new op is a rule in one of these files and its name here."""
 
-from zerobit.graph.rules.affine import ConvRule, LinearRule, NormRule
-from zerobit.graph.rules.base import AbstractRule, Arguments, Ref
-from zerobit.graph.rules.pointwise import AddRule, ConcatRule, IdentityRule, PadRule, ReluRule
-from zerobit.graph.rules.pooling import AdaptiveAvgPoolRule, AvgPoolRule, MaxPoolRule, MeanRule
+from zerobit.graph.rules.affine import AddmmRule, ConvRule, ConvTransposeRule, EmbeddingRule, LinearRule
+from zerobit.graph.rules.base import AbstractRule, Arguments, Call, Cut, Ref, refuse
+from zerobit.graph.rules.contract import AttentionRule, EinsumRule, MatmulRule
+from zerobit.graph.rules.movement import (
+    AlongRule,
+    ConcatRule,
+    ExpandRule,
+    IndexRule,
+    PadRule,
+    PermuteRule,
+    PixelShuffleRule,
+    RepeatRule,
+    SliceRule,
+    TileRule,
+)
+from zerobit.graph.rules.norms import BatchNormRule, GroupNormRule, InstanceNormRule, LayerNormRule
+from zerobit.graph.rules.pointwise import (
+    BinaryRule,
+    ConstantRule,
+    GluRule,
+    IdentityRule,
+    PreluRule,
+    ReluRule,
+    UnaryRule,
+    WhereRule,
+)
+from zerobit.graph.rules.pooling import (
+    AdaptiveAvgPoolRule,
+    AdaptiveMaxPoolRule,
+    AvgPoolRule,
+    MaxPoolRule,
+    MeanRule,
+    ReduceRule,
+    ResizeRule,
+)
+from zerobit.graph.rules.recurrent import RecurrentRule
 from zerobit.graph.rules.reshape import ReshapeRule
 
 _ALL: tuple[AbstractRule, ...] = (
     ConvRule(),
+    ConvTransposeRule(),
     LinearRule(),
-    NormRule(),
+    AddmmRule(),
+    EmbeddingRule(),
+    RecurrentRule(),
+    MatmulRule(),
+    EinsumRule(),
+    AttentionRule(),
+    BatchNormRule(),
+    InstanceNormRule(),
+    GroupNormRule(),
+    LayerNormRule(),
     ReluRule(),
+    UnaryRule(),
+    BinaryRule(),
+    WhereRule(),
+    ConstantRule(),
+    PreluRule(),
+    GluRule(),
     IdentityRule(),
-    AddRule(),
+    PermuteRule(),
+    SliceRule(),
+    ExpandRule(),
+    RepeatRule(),
+    TileRule(),
+    AlongRule(),
+    IndexRule(),
     PadRule(),
     ConcatRule(),
+    PixelShuffleRule(),
     MaxPoolRule(),
     AvgPoolRule(),
     AdaptiveAvgPoolRule(),
+    AdaptiveMaxPoolRule(),
+    ResizeRule(),
+    ReduceRule(),
     MeanRule(),
     ReshapeRule(),
 )
@@ -25,4 +83,4 @@ _ALL: tuple[AbstractRule, ...] = (
 #: Aten overload -> rule. An op that is not here is a barrier.
 RULES: dict[str, AbstractRule] = {target: rule for rule in _ALL for target in rule.targets}
 
-__all__ = ["RULES", "AbstractRule", "Arguments", "Ref"]
+__all__ = ["RULES", "AbstractRule", "Arguments", "Call", "Cut", "Ref", "refuse"]

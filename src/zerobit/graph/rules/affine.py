@@ -1,12 +1,12 @@
-"""Convolution, linear and BatchNorm that stays: the ops that make channels and whose output a mask zeroes."""
+"""Layers with a weight: convolution and its transpose, linear, embedding. They make channels."""
 
 from dataclasses import replace
 
 import numpy as np
 
 from zerobit.graph.axes import Axes, AxisState, Labels
-from zerobit.graph.ir import Kind, Op
-from zerobit.graph.rules.base import AbstractRule, Arguments, Ref, Shapes, as_kind, pair
+from zerobit.graph.ir import Kind, Op, Rows
+from zerobit.graph.rules.base import AbstractRule, Arguments, Cut, Ref, Shapes, as_kind, pair, refuse
 
 
 class ConvRule(AbstractRule):
@@ -28,54 +28,99 @@ class ConvRule(AbstractRule):
     def read(self, op: Op, arguments: Arguments, shapes: Shapes) -> Op:
         """Kind CONV with stride, dilation, groups and padding as (begin, end) per dimension."""
         if not _has_parameters(op, arguments):
-            return op
-        weight, bias = arguments["weight"], arguments["bias"]
-        kernel = shapes[weight.name][2:]
+            return refuse(op, COMPUTED)
+        weight = arguments["weight"].name
+        kernel = shapes[weight][2:]
         rank = len(kernel)
-        if len(shapes[op.name]) != rank + 2:  # without a batch
-            return op
+        if len(shapes[op.name]) != rank + 2:
+            return refuse(op, "its input has no batch dimension")
         dilation = pair(arguments["dilation"], rank)
         groups = int(arguments["groups"])
-        op = replace(op, weight=weight.name, bias=bias.name if bias else None, inputs=op.inputs[:1])
         return as_kind(
-            op,
+            _layer_op(op, arguments),
             Kind.CONV,
             kernel=kernel,
             stride=pair(arguments["stride"], rank),
             padding=_padding(arguments["padding"], kernel, dilation),
             dilation=dilation,
             groups=groups,
-            depthwise=groups > 1 and shapes[weight.name][1] == 1,
+            depthwise=groups > 1 and shapes[weight][1] == 1,
         )
 
-    def couple(self, op: Op, state: AxisState, shapes: Shapes) -> Axes:
+    def couple(self, op: Op, state: AxisState) -> Axes:
         """New channels for a dense or grouped convolution, the input's own for a depthwise one."""
         assert op.weight is not None
-        entering = state.tensors[op.inputs[0]]
-        _require_zero(op, entering, state)
-        _pin_others(op, entering, 1, state)
-        channels = entering.labels[1]
-        count, groups = shapes[op.name][1], op.attrs["groups"]
+        channels = _entering(op, state)
+        count, groups = state.shapes[op.name][1], op.attrs["groups"]
         space: tuple[Labels | None, ...] = (None,) * len(op.attrs["kernel"])
         if op.attrs["depthwise"] and channels is not None:
             leaving = np.repeat(channels, count // groups)
             fan_in = None
         else:
-            leaving = _known(state, op, 0)
-            leaving = state.atoms.fresh(_layer(op.weight), count) if leaving is None else leaving
-            fan_in = channels if groups == 1 else _equal_per_group(channels, groups, state)
+            leaving = _leaving(op, state, count)
+            fan_in = channels if groups == 1 else equal_per_group(channels, groups, state)
             if groups > 1:
-                _equal_per_group(leaving, groups, state)
+                equal_per_group(leaving, groups, state)
         state.label_parameter(op.weight, (leaving, fan_in, *space))
-        return _leave(op, state, leaving, 1, len(shapes[op.name]))
+        return leave(op, state, leaving, 1)
 
-    def rewrite(self, arguments: Arguments, before: Shapes, after: Shapes, name: str) -> Arguments:
+    def rewrite(self, arguments: Arguments, cut: Cut, name: str) -> Arguments:
         """A depthwise convolution has as many groups as channels are left."""
-        source = arguments["input"].name
+        return _depthwise_groups(arguments, cut)
+
+
+class ConvTransposeRule(AbstractRule):
+    """Transposed convolution: dense, depthwise, or grouped with equal cuts in every group, as `ConvRule`."""
+
+    targets = (
+        "aten.conv_transpose1d.default",
+        "aten.conv_transpose2d.input",
+        "aten.conv_transpose3d.input",
+    )
+
+    def read(self, op: Op, arguments: Arguments, shapes: Shapes) -> Op:
+        """Kind CONV_TRANSPOSE with stride, dilation, groups, both paddings and how channels lie in the weight."""
+        if not _has_parameters(op, arguments):
+            return refuse(op, COMPUTED)
+        shape = shapes[arguments["weight"].name]
+        rank = len(shape) - 2
+        if len(shapes[op.name]) != rank + 2:
+            return refuse(op, "its input has no batch dimension")
         groups = int(arguments["groups"])
-        if groups > 1 and groups == before[source][1] and after[source] != before[source]:
-            return {"groups": after[source][1]}
-        return {}
+        return as_kind(
+            replace(_layer_op(op, arguments), rows=Rows(1, groups)),
+            Kind.CONV_TRANSPOSE,
+            kernel=shape[2:],
+            stride=pair(arguments["stride"], rank),
+            padding=_padding(arguments["padding"], shape[2:], ()),
+            output_padding=pair(arguments["output_padding"], rank),
+            dilation=pair(arguments["dilation"], rank),
+            groups=groups,
+            depthwise=groups > 1 and groups == shape[0],
+        )
+
+    def couple(self, op: Op, state: AxisState) -> Axes:
+        """New channels; of a depthwise one with one filter per channel the input's own."""
+        assert op.weight is not None
+        channels = _entering(op, state)
+        count, groups = state.shapes[op.name][1], op.attrs["groups"]
+        space: tuple[Labels | None, ...] = (None,) * len(op.attrs["kernel"])
+        per_channel = count // groups
+        if op.attrs["depthwise"] and channels is not None:
+            leaving = np.repeat(channels, per_channel)
+            state.label_parameter(op.weight, (channels, None, *space))
+            return leave(op, state, leaving, 1)
+        leaving = state.atoms.fresh(_layer(op.weight), count)
+        equal_per_group(channels, groups, state)
+        block = equal_per_group(leaving, groups, state)
+        if op.attrs["depthwise"]:
+            state.atoms.pin(leaving, f"`{op.name}` spreads channels that stay")
+        state.label_parameter(op.weight, (channels, block, *space))
+        return leave(op, state, leaving, 1)
+
+    def rewrite(self, arguments: Arguments, cut: Cut, name: str) -> Arguments:
+        """A depthwise convolution has as many groups as channels are left."""
+        return _depthwise_groups(arguments, cut)
 
 
 class LinearRule(AbstractRule):
@@ -85,50 +130,107 @@ class LinearRule(AbstractRule):
 
     def read(self, op: Op, arguments: Arguments, shapes: Shapes) -> Op:
         """Kind LINEAR."""
-        del shapes
         if not _has_parameters(op, arguments):
-            return op
-        weight, bias = arguments["weight"], arguments["bias"]
-        op = replace(op, weight=weight.name, bias=bias.name if bias else None, inputs=op.inputs[:1])
-        return as_kind(op, Kind.LINEAR)
+            return refuse(op, COMPUTED)
+        if len(shapes[op.inputs[0]]) < 2:
+            return refuse(op, "its input has no batch dimension")
+        return as_kind(_layer_op(op, arguments), Kind.LINEAR)
 
-    def couple(self, op: Op, state: AxisState, shapes: Shapes) -> Axes:
+    def couple(self, op: Op, state: AxisState) -> Axes:
         """New channels on the last dimension; channels on any other one pass through."""
-        assert op.weight is not None
-        entering = state.tensors[op.inputs[0]]
-        _require_zero(op, entering, state)
-        leaving = _known(state, op, 0)
-        rank = len(shapes[op.name])
-        leaving = state.atoms.fresh(_layer(op.weight), shapes[op.name][-1]) if leaving is None else leaving
-        state.label_parameter(op.weight, (leaving, entering.labels[-1]))
-        axes = _leave(op, state, leaving, rank - 1, rank)
-        return Axes((*entering.labels[:-1], axes.labels[-1]))
+        return couple_linear(op, state)
 
 
-class NormRule(AbstractRule):
-    """BatchNorm in evaluation mode that follows no convolution: one scale and shift per channel."""
+class AddmmRule(AbstractRule):
+    """bias + input @ weight, the weight stored as [I, O]."""
 
-    targets = ("aten.batch_norm.default",)
+    targets = ("aten.addmm.default",)
 
     def read(self, op: Op, arguments: Arguments, shapes: Shapes) -> Op:
-        """Kind NORM with the names of its statistics."""
-        del shapes
-        parts = [arguments[k] for k in ("weight", "bias", "running_mean", "running_var")]
-        if arguments["training"] or not all(_is_parameter(p, op) for p in parts):
-            return op
-        op = replace(op, weight=parts[0].name, bias=parts[1].name, inputs=op.inputs[:1])
-        return as_kind(op, Kind.NORM, eps=float(arguments["eps"]), mean=parts[2].name, var=parts[3].name)
+        """Kind LINEAR where weight and bias are parameters."""
+        x, weight, bias = arguments["mat1"], arguments["mat2"], arguments["self"]
+        scaled = arguments["alpha"] != 1 or arguments["beta"] != 1
+        if scaled or _is_parameter(x, op) or not _is_parameter(weight, op) or not _is_parameter(bias, op):
+            return refuse(op, COMPUTED)
+        if len(shapes[bias.name]) != 1:
+            return refuse(op, "its bias is no vector")
+        return as_kind(replace(op, weight=weight.name, bias=bias.name, inputs=op.inputs[:1], rows=Rows(1)), Kind.LINEAR)
 
-    def couple(self, op: Op, state: AxisState, shapes: Shapes) -> Axes:
-        """The input's channels; its output is masked, so an absent channel reads as zero again."""
-        entering = state.tensors[op.inputs[0]]
-        _pin_others(op, entering, 1, state)
-        channels = entering.labels[1]
-        for name in op.parameters:
-            state.label_parameter(name, (channels,))
-        if channels is None:
-            return Axes((None,) * len(shapes[op.name]))
-        return _leave(replace(op, bias=None), state, channels, 1, len(shapes[op.name]))
+    def couple(self, op: Op, state: AxisState) -> Axes:
+        """As a linear layer."""
+        return couple_linear(op, state)
+
+
+class EmbeddingRule(AbstractRule):
+    """Integers pick rows of a table; its columns are channels."""
+
+    targets = ("aten.embedding.default",)
+    takes_parameters = True
+
+    def read(self, op: Op, arguments: Arguments, shapes: Shapes) -> Op:
+        """Kind EMBEDDING."""
+        del shapes
+        weight = arguments["weight"]
+        if not _is_parameter(weight, op):
+            return refuse(op, COMPUTED)
+        return as_kind(replace(op, weight=weight.name, rows=Rows(1)), Kind.EMBEDDING)
+
+    def couple(self, op: Op, state: AxisState) -> Axes:
+        """New channels on the last dimension."""
+        assert op.weight is not None
+        for name in op.inputs:
+            state.pin(name, f"picks rows in `{op.name}`")
+        rank = len(state.shapes[op.name])
+        known = state.parameters.get(op.weight, (None, None))[1]
+        leaving = known if known is not None else state.atoms.fresh(_layer(op.weight), state.shapes[op.name][-1])
+        state.label_parameter(op.weight, (None, leaving))
+        return leave(op, state, leaving, rank - 1)
+
+
+#: Why a layer is a barrier whose weight or bias is no parameter.
+COMPUTED = "its weight or bias is computed, not a parameter"
+
+
+def couple_linear(op: Op, state: AxisState) -> Axes:
+    """New channels on the last dimension, for a weight [O, I] or [I, O]; channels on any other one pass."""
+    assert op.weight is not None
+    entering = state.tensors[op.inputs[0]]
+    state.require_zero(entering)
+    rank = len(state.shapes[op.name])
+    leaving = _leaving(op, state, state.shapes[op.name][-1])
+    labels = (leaving, entering.labels[-1])
+    state.label_parameter(op.weight, labels if op.rows.dim == 0 else labels[::-1])
+    return Axes((*entering.labels[:-1], leave(op, state, leaving, rank - 1).labels[-1]))
+
+
+def equal_per_group(labels: Labels | None, groups: int, state: AxisState) -> Labels | None:
+    """Unite channel j of every group; returns the labels of one group."""
+    if labels is None or groups == 1:
+        return labels
+    blocks = labels.reshape(groups, -1)
+    for block in blocks[1:]:
+        state.atoms.unite(blocks[0], block)
+    return blocks[0]
+
+
+def pin_others(op: Op, entering: Axes, dim: int, state: AxisState) -> None:
+    """Channels may lie along one dimension only; those on others stay."""
+    for other, labels in enumerate(entering.labels):
+        if other != dim:
+            state.pin_axis(labels, f"not on the channel dimension of `{op.name}`")
+
+
+def leave(op: Op, state: AxisState, channels: Labels, dim: int) -> Axes:
+    """Axes of an affine op's output; the bias goes with the channels."""
+    if op.bias is not None:
+        state.label_parameter(op.bias, (channels,))
+    state.masked.add(op.name)
+    return Axes(tuple(channels if d == dim else None for d in range(len(state.shapes[op.name]))))
+
+
+def _layer_op(op: Op, arguments: Arguments) -> Op:
+    bias = arguments["bias"]
+    return replace(op, weight=arguments["weight"].name, bias=bias.name if bias else None, inputs=op.inputs[:1])
 
 
 def _is_parameter(value: object, op: Op) -> bool:
@@ -159,38 +261,25 @@ def _layer(weight: str) -> str:
     return weight.removesuffix(".weight")
 
 
-def _known(state: AxisState, op: Op, dim: int) -> Labels | None:
-    """Labels of a weight that an earlier call of the same layer gave it."""
+def _entering(op: Op, state: AxisState) -> Labels | None:
+    """Channels of a convolution's input."""
+    entering = state.tensors[op.inputs[0]]
+    state.require_zero(entering)
+    pin_others(op, entering, 1, state)
+    return entering.labels[1]
+
+
+def _leaving(op: Op, state: AxisState, count: int) -> Labels:
+    """The channels a layer makes: new ones, or those that an earlier call of the same layer made."""
     assert op.weight is not None
     known = state.parameters.get(op.weight)
-    return known[dim] if known else None
+    labels = known[op.rows.dim] if known else None
+    return state.atoms.fresh(_layer(op.weight), count) if labels is None else labels
 
 
-def _require_zero(op: Op, entering: Axes, state: AxisState) -> None:
-    if not entering.zero:
-        state.atoms.pin(entering.atoms, f"an absent channel would not read as zero in `{op.name}`")
-
-
-def _pin_others(op: Op, entering: Axes, dim: int, state: AxisState) -> None:
-    """Channels may lie along one dimension only; those on others stay."""
-    for other, labels in enumerate(entering.labels):
-        if labels is not None and other != dim:
-            state.atoms.pin(labels, f"not on the channel dimension of `{op.name}`")
-
-
-def _equal_per_group(labels: Labels | None, groups: int, state: AxisState) -> Labels | None:
-    """Unite channel j of every group; returns the labels of one group."""
-    if labels is None:
-        return None
-    blocks = labels.reshape(groups, -1)
-    for block in blocks[1:]:
-        state.atoms.unite(blocks[0], block)
-    return blocks[0]
-
-
-def _leave(op: Op, state: AxisState, channels: Labels, dim: int, rank: int) -> Axes:
-    """Axes of an affine op's output; the bias goes with the channels."""
-    if op.bias is not None:
-        state.label_parameter(op.bias, (channels,))
-    state.affine[op.name] = dim
-    return Axes(tuple(channels if d == dim else None for d in range(rank)))
+def _depthwise_groups(arguments: Arguments, cut: Cut) -> Arguments:
+    source = arguments["input"].name
+    groups = int(arguments["groups"])
+    if groups > 1 and groups == cut.before[source][1] and cut.after[source] != cut.before[source]:
+        return {"groups": cut.after[source][1]}
+    return {}

@@ -1,28 +1,71 @@
 """Ops that give the same elements another shape."""
 
-import math
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from zerobit.graph.axes import Axes, AxisState, Labels
-from zerobit.graph.ir import Kind, Op
-from zerobit.graph.rules.base import AbstractRule, Arguments, Ref, Shapes, as_kind
+from zerobit.graph.axes import Axes, AxisState, Labels, Product
+from zerobit.graph.ir import Kind, Op, Shape
+from zerobit.graph.rules.base import AbstractRule, Arguments, Cut, Ref, Shapes, as_kind
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Two shapes of the same elements as products of common factors.
+
+    Attributes:
+        sizes: of the factors, in row-major order; none is 1.
+        source: for each dimension of the first shape, the numbers of its factors.
+        target: likewise of the second.
+    """
+
+    sizes: Shape
+    source: tuple[tuple[int, ...], ...]
+    target: tuple[tuple[int, ...], ...]
+
+
+def factorise(before: Shape, after: Shape) -> Factors | None:
+    """The coarsest common factors of two shapes, or None where they cut across each other.
+
+    Example: (1, 12, 5) and (1, 3, 4, 5) have the factors 3, 4, 5; (2, 3) and (3, 2) have none in common.
+    """
+    marks = sorted({*_marks(before), *_marks(after)})
+    if 0 in marks or any(large % small for small, large in itertools.pairwise(marks)):
+        return None
+    sizes = tuple(large // small for small, large in itertools.pairwise(marks))
+    return Factors(sizes, _spans(before, marks), _spans(after, marks))
+
+
+def _marks(shape: Shape) -> list[int]:
+    """Number of elements in front of each dimension, and of all."""
+    return np.cumprod((1, *shape)).tolist()
+
+
+def _spans(shape: Shape, marks: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    position = {mark: i for i, mark in enumerate(marks)}
+    ends = _marks(shape)
+    return tuple(tuple(range(position[a], position[b])) for a, b in itertools.pairwise(ends))
 
 
 class ReshapeRule(AbstractRule):
     """Flatten, view, reshape, squeeze, unsqueeze: elements keep their row-major order.
 
-    Both shapes are split into the smallest blocks of equal size. Within a block, channels of one input
-    dimension spread over one output dimension (flatten: k = H * W positions per channel). Any other mixture
-    pins them, and so does one with the batch, whose true size the shapes don't tell.
+    Channels that lie along one dimension are spread over the factors it is split into; those of several that are
+    merged are joined. Where both shapes have no factors in common, nothing may go.
     """
 
+    takes_parameters = True
     targets = (
         "aten.flatten.using_ints",
+        "aten.unflatten.int",
         "aten.view.default",
         "aten.reshape.default",
         "aten._unsafe_view.default",
+        "aten.view_as.default",
+        "aten.reshape_as.default",
+        "aten.squeeze.default",
         "aten.squeeze.dim",
         "aten.squeeze.dims",
         "aten.unsqueeze.default",
@@ -31,78 +74,76 @@ class ReshapeRule(AbstractRule):
     def read(self, op: Op, arguments: Arguments, shapes: Shapes) -> Op:
         """Kind RESHAPE; the shapes say the rest."""
         del arguments, shapes
-        return as_kind(op, Kind.RESHAPE)
+        return as_kind(replace(op, inputs=op.inputs[:1]), Kind.RESHAPE)
 
-    def couple(self, op: Op, state: AxisState, shapes: Shapes) -> Axes:
-        """Labels carried block by block."""
-        axes = state.tensors[op.inputs[0]]
-        before, after = shapes[op.inputs[0]], shapes[op.name]
-        labels: list[Labels | None] = [None] * len(after)
-        for source, target in blocks(before, after):
-            self._carry(op, state, axes, (source, target), labels, before, after)
-        return Axes(tuple(labels), axes.zero)
+    def couple(self, op: Op, state: AxisState) -> Axes:
+        """Labels split and merged factor by factor."""
+        source = op.inputs[0] if op.inputs else op.parameters[0]
+        axes = state.axes(source)
+        before, after = state.shapes[source], state.shapes[op.name]
+        factors = factorise(before, after)
+        if factors is None:
+            for labels in axes.labels:
+                state.pin_axis(labels, f"elements are mixed in `{op.name}`")
+            return Axes((None,) * len(after))
+        by_factor = _split(op, state, axes, factors)
+        return Axes(_merge(op, state, by_factor, factors), axes.spoilers)
 
-    def _carry(
-        self,
-        op: Op,
-        state: AxisState,
-        axes: Axes,
-        block: tuple[Sequence[int], Sequence[int]],
-        labels: list[Labels | None],
-        before: Sequence[int],
-        after: Sequence[int],
-    ) -> None:
-        source, target = block
-        labelled = [d for d in source if axes.labels[d] is not None]
-        wide = [d for d in target if after[d] > 1] or list(target[:1])
-        if not labelled:
-            return
-        if len(labelled) > 1 or len(wide) != 1 or 0 in source or 0 in target:
-            for dim in labelled:
-                present = axes.labels[dim]
-                assert present is not None
-                state.atoms.pin(present, f"channels are split or mixed in `{op.name}`")
-            return
-        present = axes.labels[labelled[0]]
-        assert present is not None
-        shape = [before[d] for d in source]
-        along = [-1 if d == labelled[0] else 1 for d in source]
-        labels[wide[0]] = np.broadcast_to(present.reshape(along), shape).reshape(-1)
-
-    def rewrite(self, arguments: Arguments, before: Shapes, after: Shapes, name: str) -> Arguments:
-        """Sizes of cut dimensions; symbolic ones and -1 stay."""
-        key = next((k for k in ("size", "shape") if k in arguments), None)
-        if key is None or before[name] == after[name]:
+    def rewrite(self, arguments: Arguments, cut: Cut, name: str) -> Arguments:
+        """Sizes of cut dimensions. One that is computed from the batch is left to torch (-1)."""
+        sizes = _sizes(arguments)
+        if sizes is None or cut.before[name] == cut.after[name]:
             return {}
-        sizes = list(arguments[key])
-        for dim, (old, new) in enumerate(zip(before[name], after[name], strict=True)):
-            if old != new and not isinstance(sizes[dim], Ref) and sizes[dim] != -1:
-                sizes[dim] = new
-        return {key: sizes}
+        start = int(arguments["dim"]) % len(cut.before[name]) if "dim" in arguments and "sizes" in arguments else 0
+        changed = {
+            d - start for d, (old, new) in enumerate(zip(cut.before[name], cut.after[name], strict=True)) if old != new
+        }
+        new = [cut.after[name][d + start] if d in changed and size != -1 else size for d, size in enumerate(sizes)]
+        for d in changed:
+            if isinstance(sizes[d], Ref):
+                new = [cut.after[name][i + start] if size == -1 else size for i, size in enumerate(new)]
+                new[d] = -1
+        return {next(k for k in ("size", "shape", "sizes") if k in arguments): new}
 
 
-def blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Split two shapes of equal size into the smallest runs of dimensions of equal size.
+def _sizes(arguments: Arguments) -> list[object] | None:
+    """Sizes that the call gives, where it gives any."""
+    key = next((k for k in ("size", "shape", "sizes") if k in arguments), None)
+    return None if key is None or isinstance(arguments[key], Ref) else list(arguments[key])
 
-    Example: (1, 16, 4, 4) and (1, 256) give [([0], [0]), ([1, 2, 3], [1])].
-    """
-    assert math.prod(before) == math.prod(after), (before, after)
-    result: list[tuple[list[int], list[int]]] = []
-    i = j = 0
-    while i < len(before) or j < len(after):
-        source, target = [], []
-        size_in = size_out = 1
-        while not (source and target and size_in == size_out):
-            take_input = j >= len(after) or (i < len(before) and (not source or size_in < size_out))
-            if take_input and i < len(before):
-                size_in *= before[i]
-                source.append(i)
-                i += 1
-            elif j < len(after):
-                size_out *= after[j]
-                target.append(j)
-                j += 1
-            else:
-                break
-        result.append((source, target))
-    return result
+
+def _split(op: Op, state: AxisState, axes: Axes, factors: Factors) -> list[Labels | None]:
+    """Labels of each factor; those of an axis that falls apart are new, and tied to it by a product."""
+    by_factor: list[Labels | None] = [None] * len(factors.sizes)
+    for labels, span in zip(axes.labels, factors.source, strict=True):
+        if labels is None or not span:
+            continue
+        if len(span) == 1:
+            by_factor[span[0]] = labels
+            continue
+        parts = tuple(state.atoms.fresh("", factors.sizes[i]) for i in span)
+        state.products.append(Product(op.name, labels, parts))
+        for i, part in zip(span, parts, strict=True):
+            by_factor[i] = part
+    return by_factor
+
+
+def _merge(op: Op, state: AxisState, by_factor: Sequence[Labels | None], factors: Factors) -> tuple[Labels | None, ...]:
+    """Labels of each dimension of the result; one factor repeats over those without channels."""
+    result: list[Labels | None] = []
+    for span in factors.target:
+        labelled = [i for i in span if by_factor[i] is not None]
+        if not labelled:
+            result.append(None)
+            continue
+        parts = [by_factor[i] for i in labelled]
+        joined = parts[0]
+        if len(parts) > 1:
+            counts = [factors.sizes[i] for i in labelled]
+            joined = state.atoms.fresh("", int(np.prod(counts)))
+            state.products.append(Product(op.name, joined, tuple(p for p in parts if p is not None)))
+        assert joined is not None
+        own = [factors.sizes[i] if i in labelled else 1 for i in span]
+        whole = [factors.sizes[i] for i in span]
+        result.append(np.broadcast_to(joined.reshape(own), whole).reshape(-1))
+    return tuple(result)

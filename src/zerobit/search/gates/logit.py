@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from zerobit.search.choice import AbstractChoice, Sampling, gumbel_noise, keep_at_least
+from zerobit.search.choice import AbstractChoice, Sampling, UnitRule, gumbel_noise
 
 
 class LogitGate(AbstractChoice):
@@ -14,13 +14,13 @@ class LogitGate(AbstractChoice):
         sampling: see `AbstractChoice`.
         start: probability at the start; soft gates are divided by it, so that the search starts at the trained
             network's function.
-        minimum: units that always stay.
+        rule: how many units may stay.
     """
 
-    def __init__(self, units: int, sampling: Sampling, start: float, minimum: int) -> None:
+    def __init__(self, units: int, sampling: Sampling, start: float, rule: UnitRule) -> None:
         super().__init__(sampling)
         self.gate = nn.Parameter(torch.logit(torch.full((units,), start)))
-        self.minimum = minimum
+        self.rule = rule
         self.scale = 1.0 if sampling == "hard" else 1 / start
 
     def probability(self, *, noise: bool = False) -> Tensor:
@@ -31,8 +31,8 @@ class LogitGate(AbstractChoice):
         return torch.sigmoid(logit / self.temperature)
 
     def hard(self) -> Tensor:
-        """[units], bool: probability above 1/2, and at least the `minimum` largest."""
-        return keep_at_least(self.gate.detach() > 0, self.gate.detach(), self.minimum)
+        """[units], bool: probability above 1/2, as many as the rule allows."""
+        return self.rule.apply(self.gate.detach() > 0, self.gate.detach())
 
     def forward(self) -> Tensor:
         """[units], the factor on each unit."""

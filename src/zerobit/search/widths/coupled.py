@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from zerobit.search.choice import AbstractChoice, Sampling, gumbel_noise, keep_at_least
+from zerobit.search.choice import AbstractChoice, Sampling, UnitRule, gumbel_noise
 
 
 class CoupledChoice(AbstractChoice):
@@ -20,12 +20,14 @@ class CoupledChoice(AbstractChoice):
         widths: the W widths besides 0.
         sampling: see `AbstractChoice`.
         removable: whether the 0-bit option exists; it does not where units are frozen.
-        minimum: units that always stay.
+        rule: how many units may stay.
     """
 
-    def __init__(self, units: int, widths: Sequence[int], sampling: Sampling, *, removable: bool, minimum: int) -> None:
+    def __init__(
+        self, units: int, widths: Sequence[int], sampling: Sampling, *, removable: bool, rule: UnitRule
+    ) -> None:
         super().__init__(sampling)
-        self.widths, self.minimum, self.removable = tuple(widths), minimum, removable
+        self.widths, self.rule, self.removable = tuple(widths), rule, removable
         options = torch.tensor([0, *widths] if removable else widths, dtype=torch.float32)
         self.width = nn.Parameter((options / options.max()).repeat(units, 1))
         start = torch.softmax(self.width.detach()[0], 0)
@@ -39,9 +41,9 @@ class CoupledChoice(AbstractChoice):
         return theta if self.removable else torch.cat([torch.zeros_like(theta[:, :1]), theta], 1)
 
     def hard(self) -> Tensor:
-        """[units, 1 + W], one-hot; at least `minimum` units are not removed."""
+        """[units, 1 + W], one-hot; as many units stay as the rule allows."""
         theta = self.probability().detach()
-        kept = keep_at_least(theta.argmax(1) > 0, 1 - theta[:, 0], self.minimum)
+        kept = self.rule.apply(theta.argmax(1) > 0, 1 - theta[:, 0])
         best = torch.where(kept, theta[:, 1:].argmax(1) + 1, 0)
         return nn.functional.one_hot(best, theta.shape[1])
 
