@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, event, given, settings
+from hypothesis import HealthCheck, assume, event, example, given, settings
 from torch import Tensor, nn
 
 from cases import as_data, dyadic, randomised
 from laws.test_cut_equals_masked import Keep, cut_copy, keep_one, keep_some, masked, removable, results, units
 from searches import scramble
-from strategies import Recipe, RecipeNet, recipes
+from strategies import Recipe, RecipeNet, Step, recipes
 from zerobit.cut.apply import apply
 from zerobit.cut.decide import decide
 from zerobit.graph.capture import FloatProgram, capture
@@ -25,6 +25,12 @@ from zerobit.search.method import ChannelSoftmax
 
 quick = settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 long = settings(quick, max_examples=300)
+
+
+def _between(form: str, *numbers: int) -> Recipe:
+    """A form between two convolutions: what is drawn too seldom to rely on chance."""
+    conv = (8, 1, 1, 1)
+    return Recipe((3, 4, 4), (Step("conv", (0,), conv), Step(form, (1,), numbers), Step("conv", (2,), conv)), "flatten")
 
 
 def _random_net(recipe: Recipe, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor]:
@@ -135,6 +141,10 @@ def check_search(recipe: Recipe) -> None:
 
 @quick
 @given(recipes())
+@example(_between("pad_value"))
+@example(_between("gated_halves", 1, 0))
+@example(_between("narrow", 1, 1))
+@example(_between("pixel_shuffle"))
 def test_cut_equals_masked_on_random_networks(recipe: Recipe) -> None:
     check_cuts(recipe)
 
