@@ -9,17 +9,25 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test test-all check coverage bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 demo: $(VENV)/.stamp  ## Prune and quantise a small network, from training to the integer program
 	$(BIN)/zerobit demo
 
-test: check  ## Check, then run all tests
-	$(BIN)/python -m pytest -n 2
+test: check  ## Check, then run the tests; of the model matrix a few networks
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not matrix"
+	$(BIN)/python benchmarks/coverage.py --check --tier quick
+
+test-all: check $(VENV)/.stamp-matrix  ## The same with every network of the model matrix
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python benchmarks/coverage.py --check --tier all
+
+coverage: $(VENV)/.stamp-matrix  ## Write docs/coverage.md anew
+	$(BIN)/python benchmarks/coverage.py
 
 check: $(VENV)/.stamp-test  ## Lint, types and layers
 	$(BIN)/ruff check
@@ -27,8 +35,9 @@ check: $(VENV)/.stamp-test  ## Lint, types and layers
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.stamp  ## Time one step of the search
+bench: $(VENV)/.stamp  ## Time one step of the search, and a capture
 	$(BIN)/python benchmarks/search_step.py
+	$(BIN)/python benchmarks/capture_time.py
 
 clean:  ## Remove the environment and all caches
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
@@ -46,4 +55,9 @@ $(VENV)/.stamp: pyproject.toml
 $(VENV)/.stamp-test: $(VENV)/.stamp
 	@echo "Adding the test tools to $(VENV): pytest, ruff, basedpyright, import-linter"
 	@$(BIN)/python -m pip install -qq -e '.[test]'
+	@touch $@
+
+$(VENV)/.stamp-matrix: $(VENV)/.stamp-test
+	@echo "Adding transformers to $(VENV): networks that others wrote, for the model matrix"
+	@$(BIN)/python -m pip install -qq -e '.[matrix]'
 	@touch $@
