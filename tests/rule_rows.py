@@ -278,7 +278,7 @@ POOLING = {
     "aten.mean.dim": RuleRow(lambda m, x: x.mean(-1)),
     "aten.sum.dim_IntList": RuleRow(lambda m, x: x.cos().sum(1)),
     "aten.amax.default": RuleRow(lambda m, x: x.amax((2, 3))),
-    "aten.amin.default": RuleRow(lambda m, x: x.amin(1), reason="reduced over in `amin`"),
+    "aten.amin.default": RuleRow(lambda m, x: x.amin(1)),
     "aten.var.correction": RuleRow(lambda m, x: aten.var.correction(x, [2, 3], correction=0)),
     "aten.var.dim": RuleRow(lambda m, x: aten.var.dim(x, [2], False)),
     "aten.std.correction": RuleRow(lambda m, x: aten.std.correction(x, [1]), reason="reduced over in `std`"),
@@ -296,6 +296,8 @@ ROWS = {**LAYERS, **UNARY, **BINARY, **CONSTANTS, **MOVEMENT, **POOLING}
 
 #: Calls that a cut makes of others: target -> the row whose cut makes it.
 MADE_BY_CUTS = {
+    "zerobit.amax.default": RuleRow(lambda m, x: x.amax((1, 2), keepdim=True) + x.amax(3, keepdim=True)),
+    "zerobit.amin.default": RuleRow(lambda m, x: x.cos().amin(1)),
     "zerobit.layer_norm.default": LAYERS["aten.layer_norm.default"],
     "zerobit.rms_norm.default": LAYERS["aten.rms_norm.default"],
     "zerobit.group_norm.default": RuleRow(lambda m, x: F.group_norm(x, 1, m.scale, m.shift)),

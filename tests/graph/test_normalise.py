@@ -159,12 +159,15 @@ def test_no_size_is_kept_with_the_code() -> None:
             (4, 6, 8),
             {"aten.adaptive_max_pool2d.default"},
         ),
+        (lambda x: x.max(1, keepdim=True)[0], (4, 6), {"aten.amax.default"}),
+        (lambda x: x.min(-1).values, (4, 6), {"aten.amin.default"}),
+        (lambda x: x.max(1), (4, 6), {"aten.max.dim"}),
     ],
 )
-def test_pool_to_a_size_is_one_over_equal_windows(
+def test_the_largest_of_windows_and_dimensions_has_one_spelling(
     pool: Callable[[Tensor], Any], shape: tuple[int, ...], calls: set[str]
 ) -> None:
     """Where windows are unequal, or the positions are asked for, it stays."""
     program = capture(Function(pool), (torch.randn(2, *shape),))
-    assert {call for call in _calls(program) if "pool" in call} == calls
+    assert {call for call in _calls(program) if "max" in call or "min" in call} == calls
     _compare(program, pool, shape)

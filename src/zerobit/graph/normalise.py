@@ -51,6 +51,8 @@ def normalise(code: Code) -> None:
             _stack(code, node, name, arguments)
         elif name in _WINDOWS:
             _pool(code, node, name)
+        elif name in _LARGEST:
+            _reduce(code, node, name, arguments)
         elif name == "aten.slice.Tensor" and _takes_all(node, arguments):
             node.replace_all_uses_with(node.args[0])
             code.erase_node(node)
@@ -173,13 +175,24 @@ _PIECES: dict[str, Callable[[int, Arguments], Ranges | None]] = {
 }
 
 
-# ---- the largest in equal windows
+# ---- the largest, if nobody asks where it was
+
+_LARGEST = {"aten.max.dim": _ATEN.amax.default, "aten.min.dim": _ATEN.amin.default}
+
+
+def _reduce(code: Code, node: Node, name: str, arguments: Arguments) -> None:
+    if any(user.args[1] != 0 for user in node.users):
+        return
+    for user in list(node.users):
+        _become(user, _LARGEST[name], node.args[0], [arguments["dim"]], arguments["keepdim"])
+    code.erase_node(node)
+
 
 _WINDOWS = {f"aten.adaptive_max_pool{n}d.default": getattr(_ATEN, f"max_pool{n}d").default for n in (1, 2, 3)}
 
 
 def _pool(code: Code, node: Node, name: str) -> None:
-    """A pool to a given size is one over windows, if they are equal and nobody asks where the largest was."""
+    """A pool to a given size is one over windows, if they are equal."""
     before, after = _sizes_of(node.args[0]), (node.meta.get(SIZES) or [None])[0]
     if not isinstance(after, tuple) or before is None or any(user.args[1] != 0 for user in node.users):
         return

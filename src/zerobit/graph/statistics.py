@@ -13,8 +13,8 @@ from torch import Tensor
 _LIBRARY = torch.library.Library("zerobit", "DEF")
 
 #: Overloads, as nodes of a program name them.
-MEAN, LAYER_NORM, RMS_NORM, GROUP_NORM = (
-    f"zerobit.{name}.default" for name in ("mean", "layer_norm", "rms_norm", "group_norm")
+MEAN, AMAX, AMIN, LAYER_NORM, RMS_NORM, GROUP_NORM = (
+    f"zerobit.{name}.default" for name in ("mean", "amax", "amin", "layer_norm", "rms_norm", "group_norm")
 )
 
 
@@ -31,6 +31,16 @@ def mean(self: Tensor, dim: Sequence[int], keepdim: bool, counts: Sequence[int])
     for d, given in zip(dim, counts, strict=True):
         count = count * (given or self.shape[d])
     return self.sum(list(dim), keepdim) / count
+
+
+def amax(self: Tensor, dim: Sequence[int], keepdim: bool) -> Tensor:
+    """Maximum over dimensions as if one value more were zero: a channel that is gone."""
+    return self.amax(list(dim), keepdim).clamp_min(0)
+
+
+def amin(self: Tensor, dim: Sequence[int], keepdim: bool) -> Tensor:
+    """Minimum over dimensions as if one value more were zero."""
+    return self.amin(list(dim), keepdim).clamp_max(0)
 
 
 def layer_norm(
@@ -104,6 +114,8 @@ def group_norm(
 _NORM = "Tensor? weight, Tensor? bias, float eps, int count) -> Tensor"
 _SCHEMAS = {
     mean: "mean(Tensor self, int[] dim, bool keepdim, int[] counts) -> Tensor",
+    amax: "amax(Tensor self, int[] dim, bool keepdim) -> Tensor",
+    amin: "amin(Tensor self, int[] dim, bool keepdim) -> Tensor",
     layer_norm: f"layer_norm(Tensor input, SymInt[] normalized_shape, {_NORM}",
     rms_norm: "rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, float? eps, int count) -> Tensor",
     group_norm: f"group_norm(Tensor input, int num_groups, {_NORM}",

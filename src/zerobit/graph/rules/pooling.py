@@ -7,7 +7,7 @@ from typing import ClassVar
 from zerobit.graph.axes import Axes, AxisState, Labels
 from zerobit.graph.ir import Kind, Op
 from zerobit.graph.rules.base import AbstractRule, Arguments, Cut, Ref, Shapes, as_kind, dimension, pair, refuse
-from zerobit.graph.statistics import MEAN
+from zerobit.graph.statistics import AMAX, AMIN, MEAN
 
 
 def _spatial(op: Op, state: AxisState) -> Axes:
@@ -133,18 +133,18 @@ class ResizeRule(AbstractRule):
 
 
 class AbstractReduction(AbstractRule):
-    """Many values into one over whole dimensions. A sum does not see what is zero."""
+    """Many values into one over whole dimensions."""
 
     takes_parameters = True
 
-    def _read(self, op: Op, arguments: Arguments, shapes: Shapes, *, is_sum: bool) -> Op:
+    def _read(self, op: Op, arguments: Arguments, shapes: Shapes, *, takes_zeros: bool) -> Op:
         """Kind FLOAT with dimensions counted from 0 and `keepdim`; over the batch it stays a barrier.
 
         Args:
             op: the op.
             arguments: of the call.
             shapes: of all activations, and of the op's parameters.
-            is_sum: whether a zero more changes nothing.
+            takes_zeros: whether channels may go if they read as zero; otherwise they stay.
         """
         rank = len(shapes[_operand(op)])
         given = arguments["dim"]
@@ -154,7 +154,7 @@ class AbstractReduction(AbstractRule):
         dims = tuple(sorted(dimension(d, rank) for d in dims))
         if op.inputs and dims[0] == 0:
             return refuse(op, "it runs over the batch")
-        return as_kind(op, Kind.FLOAT, dims=dims, keepdim=bool(arguments["keepdim"]), is_sum=is_sum)
+        return as_kind(op, Kind.FLOAT, dims=dims, keepdim=bool(arguments["keepdim"]), takes_zeros=takes_zeros)
 
     def couple(self, op: Op, state: AxisState) -> Axes | tuple[Axes, ...]:
         """What is left. Channels that are reduced over must read as zero, or stay."""
@@ -164,7 +164,7 @@ class AbstractReduction(AbstractRule):
             if dim not in op.attrs["dims"]:
                 labels.append(present)
                 continue
-            if not op.attrs["is_sum"]:
+            if not op.attrs["takes_zeros"]:
                 state.pin_axis(present, f"reduced over in `{op.name}`")
             elif present is not None:
                 state.require_zero(axes)
@@ -175,12 +175,17 @@ class AbstractReduction(AbstractRule):
 
 
 class ReduceRule(AbstractReduction):
-    """Sum, norm, maximum and other reductions over whole dimensions."""
+    """Sum, norm, maximum and other reductions over whole dimensions.
+
+    A sum does not see what is zero; a maximum goes on to see one zero where channels are gone.
+    """
 
     targets = (
         "aten.sum.dim_IntList",
         "aten.amax.default",
         "aten.amin.default",
+        AMAX,
+        AMIN,
         "aten.var.correction",
         "aten.var.dim",
         "aten.std.correction",
@@ -193,11 +198,22 @@ class ReduceRule(AbstractReduction):
         "aten.max.dim",
         "aten.min.dim",
     )
+    replacement: ClassVar[Mapping[str, str]] = {"aten.amax.default": AMAX, "aten.amin.default": AMIN}
 
     def read(self, op: Op, arguments: Arguments, shapes: Shapes) -> Op:
         """Kind FLOAT. A norm of negative order is about the smallest values and no sum."""
         is_norm = op.target == "aten.linalg_vector_norm.default" and arguments["ord"] >= 0
-        return self._read(op, arguments, shapes, is_sum=is_norm or op.target == "aten.sum.dim_IntList")
+        sees_zero = op.target in ("aten.sum.dim_IntList", "aten.amax.default", "aten.amin.default", AMAX, AMIN)
+        return self._read(op, arguments, shapes, takes_zeros=is_norm or sees_zero)
+
+    def rewrite(self, arguments: Arguments, cut: Cut, name: str) -> Arguments:
+        """Nothing but the overload, where a dimension that it runs over loses some."""
+        del name
+        source, dims = arguments["self"].name, arguments.get("dim")
+        before, after = cut.before[source], cut.after[source]
+        dims = dims if isinstance(dims, (list, tuple)) else [] if dims is None else [dims]
+        shrinks = any(before[d] != after[d] for d in (dimension(d, len(before)) for d in dims))
+        return {"dim": arguments["dim"]} if shrinks else {}
 
 
 class MeanRule(AbstractReduction):
@@ -209,7 +225,7 @@ class MeanRule(AbstractReduction):
     def read(self, op: Op, arguments: Arguments, shapes: Shapes) -> Op:
         """Kind MEAN; FLOAT where it counts what is gone, or casts, which our own can't."""
         casts = arguments.get("dtype") is not None
-        op = self._read(op, arguments, shapes, is_sum=not casts)
+        op = self._read(op, arguments, shapes, takes_zeros=not casts)
         is_plain = op.kind is Kind.FLOAT and op.target == "aten.mean.dim" and not casts
         return as_kind(op, Kind.MEAN, **op.attrs) if is_plain else op
 
