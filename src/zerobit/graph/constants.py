@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zerobit.graph.describe import module_path
 from zerobit.graph.edits import drop_unused
 from zerobit.graph.functional import is_random, written
 from zerobit.graph.normalise import bound
-from zerobit.graph.program import STACK, Node, OpOverload, Program, assign, map_nodes
+from zerobit.graph.program import Node, OpOverload, Program, assign, map_nodes
 
 #: Layers, by the beginning of their call's name; and the arguments that a layer owns.
 _LAYERS = ("aten.conv", "aten.linear.", "aten.embedding.")
@@ -134,15 +135,9 @@ def _wanted_name(node: Node, argument: str, sources: list[Node]) -> str:
     """That of the only source; else the layer's own name for the argument; else that of the first source."""
     names = [str(n.target) for n in sources]
     if len(names) == 1 or not argument:
-        return names[0] if names else f"{_path(node)}.constant".lstrip(".")
+        return names[0] if names else f"{module_path(node)}.constant".lstrip(".")
     (reader, *_) = (user for user in node.users if _is_layer(user))
-    return f"{_path(reader)}.{argument}".lstrip(".")
-
-
-def _path(node: Node) -> str:
-    """Of the user's module that a call comes from."""
-    stack = list((node.meta.get(STACK) or {}).values())
-    return str(stack[-1][0]) if stack else ""
+    return f"{module_path(reader)}.{argument}".lstrip(".")
 
 
 def _free_name(name: str, program: Program) -> str:

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from torch import Tensor, nn
 
 from zerobit.graph.groups import find_groups
 from zerobit.graph.ir import FROZEN, Graph, Kind, Op, Shape
+from zerobit.graph.normalise import bound
 from zerobit.graph.program import STACK, Node, Program, map_nodes, slot_name
 from zerobit.graph.rules import RULES, Arguments, Ref
 from zerobit.graph.walks import record
@@ -45,7 +45,7 @@ def describe(program: Program) -> Graph:
             ops.append(_describe_op(node, names, tensors, program.structure.frozen, found))
         elif is_own_op(node):
             source = names[first_node(node)]
-            ops.append(Op(node.name, Kind.IDENTITY, (source,), "dropout", _module(node)))
+            ops.append(Op(node.name, Kind.IDENTITY, (source,), "dropout", module_path(node)))
     inputs = tuple(n.name for n in program.code.nodes if n.op == "placeholder" and n.name in shapes)
     (output,) = (n for n in program.code.nodes if n.op == "output")
     outputs = tuple(names[n] for n in output.all_input_nodes)
@@ -65,7 +65,7 @@ def _describe_op(
     operands = [names[n] for n in node.all_input_nodes if n in names]
     parameters = tuple(n for n in operands if n in tensors)
     activations = tuple(n for n in operands if n in shapes)
-    op = Op(node.name, Kind.BARRIER, activations, _target(node), _module(node), parameters=parameters)
+    op = Op(node.name, Kind.BARRIER, activations, _target(node), module_path(node), parameters=parameters)
     if frozen.intersection(parameters):
         return replace(op, reason=FROZEN)
     if op.target == "getitem" and activations and activations[0] in found.tuples:
@@ -96,7 +96,7 @@ def _target(node: Node) -> str:
     return str(getattr(node.target, "__name__", "")) if "<built-in" in str(node.target) else str(node.target)
 
 
-def _module(node: Node) -> str:
+def module_path(node: Node) -> str:
     """Path of the user's module that a call comes from."""
     stack = list((node.meta.get(STACK) or {}).values())
     return str(stack[-1][0]) if stack else ""
@@ -104,11 +104,7 @@ def _module(node: Node) -> str:
 
 def bind(node: Node, names: Mapping[Node, str] | None = None) -> Arguments:
     """Arguments of an aten call by schema name; nodes become `Ref`s of their names."""
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
-    bound: dict[str, Any] = {arg.name: arg.default_value for arg in schema if arg.has_default_value()}
-    bound.update({arg.name: value for arg, value in zip(schema, node.args, strict=False)})
-    bound.update(node.kwargs)
-    return map_nodes(bound, lambda n: Ref(names.get(n, n.name) if names else n.name))
+    return map_nodes(bound(node), lambda n: Ref(names.get(n, n.name) if names else n.name))
 
 
 def see_through(program: Program) -> dict[Node, str]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from zerobit.graph.axes import Axes, AxisState, Labels
 from zerobit.graph.ir import Kind, Op, Rows
-from zerobit.graph.rules.base import AbstractRule, Arguments, Cut, Ref, Shapes, as_kind, pair, refuse
+from zerobit.graph.rules.base import AbstractRule, Arguments, Cut, Shapes, as_kind, is_parameter, pair, refuse
 
 
 class ConvRule(AbstractRule):
@@ -150,7 +150,7 @@ class AddmmRule(AbstractRule):
         """Kind LINEAR where weight and bias are parameters."""
         x, weight, bias = arguments["mat1"], arguments["mat2"], arguments["self"]
         scaled = arguments["alpha"] != 1 or arguments["beta"] != 1
-        if scaled or _is_parameter(x, op) or not _is_parameter(weight, op) or not _is_parameter(bias, op):
+        if scaled or is_parameter(x, op) or not is_parameter(weight, op) or not is_parameter(bias, op):
             return refuse(op, COMPUTED)
         if len(shapes[bias.name]) != 1:
             return refuse(op, "its bias is no vector")
@@ -171,7 +171,7 @@ class EmbeddingRule(AbstractRule):
         """Kind EMBEDDING."""
         del shapes
         weight = arguments["weight"]
-        if not _is_parameter(weight, op):
+        if not is_parameter(weight, op):
             return refuse(op, COMPUTED)
         return as_kind(replace(op, weight=weight.name, rows=Rows(1)), Kind.EMBEDDING)
 
@@ -233,17 +233,13 @@ def _layer_op(op: Op, arguments: Arguments) -> Op:
     return replace(op, weight=arguments["weight"].name, bias=bias.name if bias else None, inputs=op.inputs[:1])
 
 
-def _is_parameter(value: object, op: Op) -> bool:
-    return isinstance(value, Ref) and value.name in op.parameters
-
-
 def _has_parameters(op: Op, arguments: Arguments) -> bool:
     """Whether the input is data, weight and bias parameters; computed weights are not."""
     bias = arguments["bias"]
     return (
-        not _is_parameter(arguments["input"], op)
-        and _is_parameter(arguments["weight"], op)
-        and (bias is None or _is_parameter(bias, op))
+        not is_parameter(arguments["input"], op)
+        and is_parameter(arguments["weight"], op)
+        and (bias is None or is_parameter(bias, op))
     )
 
 

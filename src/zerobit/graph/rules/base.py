@@ -146,6 +146,16 @@ def operands(op: Op, arguments: Arguments, *names: str) -> tuple[str, ...]:
     return tuple(v.name for v in given if isinstance(v, Ref) and _is_tensor(v, op))
 
 
+def operand(op: Op) -> str:
+    """The tensor that an op on one tensor reads: an activation, or a parameter where there is none."""
+    return op.inputs[0] if op.inputs else op.parameters[0]
+
+
+def is_parameter(value: object, op: Op) -> bool:
+    """Whether an argument is one of the op's parameters."""
+    return isinstance(value, Ref) and value.name in op.parameters
+
+
 def pair(value: Any, rank: int) -> tuple[int, ...]:
     """An int or short list as `rank` ints, as torch broadcasts its geometry arguments."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)

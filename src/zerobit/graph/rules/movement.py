@@ -7,7 +7,7 @@ import numpy as np
 
 from zerobit.graph.axes import Axes, AxisState, Labels
 from zerobit.graph.ir import Kind, Op
-from zerobit.graph.rules.base import AbstractRule, Arguments, Cut, Ref, Shapes, as_kind, dimension, refuse
+from zerobit.graph.rules.base import AbstractRule, Arguments, Cut, Ref, Shapes, as_kind, dimension, operand, refuse
 
 
 class PermuteRule(AbstractRule):
@@ -43,7 +43,7 @@ class PermuteRule(AbstractRule):
 
     def couple(self, op: Op, state: AxisState) -> Axes:
         """Labels in the new order."""
-        axes = state.axes(_operand(op))
+        axes = state.axes(operand(op))
         return Axes(tuple(axes.labels[d] for d in op.attrs["dims"]), axes.spoilers)
 
 
@@ -55,7 +55,7 @@ class SliceRule(AbstractRule):
 
     def read(self, op: Op, arguments: Arguments, shapes: Shapes) -> Op:
         """Kind SLICE with dim, start, end, step and whether the dimension goes away, counted from 0."""
-        source = shapes[_operand(op)]
+        source = shapes[operand(op)]
         dim = dimension(arguments["dim"], len(source))
         size = source[dim]
         if op.target == "aten.select.int":
@@ -71,7 +71,7 @@ class SliceRule(AbstractRule):
 
     def couple(self, op: Op, state: AxisState) -> Axes:
         """Labels of the range; a single position that is picked out stays."""
-        axes, a = state.axes(_operand(op)), op.attrs
+        axes, a = state.axes(operand(op)), op.attrs
         labels = list(axes.labels)
         own = labels[a["dim"]]
         if a["select"]:
@@ -113,7 +113,7 @@ class ExpandRule(AbstractRule):
 
     def couple(self, op: Op, state: AxisState) -> Axes:
         """Labels where nothing is repeated; new ones, or those of the tensor that gives the shape, where it is."""
-        source = _operand(op)
+        source = operand(op)
         axes, before, after = state.axes(source), state.shapes[source], state.shapes[op.name]
         new = len(after) - len(before)
         labels: list[Labels | None] = []
@@ -156,7 +156,7 @@ class RepeatRule(AbstractRule):
 
     def couple(self, op: Op, state: AxisState) -> Axes:
         """Labels repeated."""
-        axes = state.axes(_operand(op))
+        axes = state.axes(operand(op))
         labels = list(axes.labels)
         own = labels[op.attrs["dim"]]
         labels[op.attrs["dim"]] = None if own is None else np.repeat(own, op.attrs["repeats"])
@@ -178,7 +178,7 @@ class TileRule(AbstractRule):
 
     def couple(self, op: Op, state: AxisState) -> Axes:
         """Labels as often as there are copies."""
-        source = _operand(op)
+        source = operand(op)
         axes, before, after = state.axes(source), state.shapes[source], state.shapes[op.name]
         new = len(after) - len(before)
         labels: list[Labels | None] = [None] * new
@@ -217,7 +217,7 @@ class AlongRule(AbstractRule):
 
     def couple(self, op: Op, state: AxisState) -> Axes:
         """Channels on its dimensions stay."""
-        axes = state.axes(_operand(op))
+        axes = state.axes(operand(op))
         labels = list(axes.labels)
         for dim in op.attrs["dims"]:
             state.pin_axis(labels[dim], f"not treated alike in `{op.name}`")
@@ -279,7 +279,7 @@ class PadRule(AbstractRule):
 
     def couple(self, op: Op, state: AxisState) -> Axes:
         """The input's where a dimension is not padded; a padded channel dimension gains channels that stay."""
-        axes = state.axes(_operand(op))
+        axes = state.axes(operand(op))
         labels = list(axes.labels)
         for i, (begin, end) in enumerate(op.attrs["pad"]):
             dim = len(labels) - 1 - i
@@ -340,7 +340,7 @@ class PixelShuffleRule(AbstractRule):
 
     def couple(self, op: Op, state: AxisState) -> Axes:
         """The r * r channels of one go as a whole."""
-        axes = state.axes(_operand(op))
+        axes = state.axes(operand(op))
         labels = list(axes.labels)
         for dim in (-2, -1):
             state.pin_axis(labels[dim], f"mixed with space in `{op.name}`")
@@ -354,11 +354,6 @@ class PixelShuffleRule(AbstractRule):
         elif own is not None:
             labels[-3] = np.repeat(own, block)
         return Axes(tuple(labels), axes.spoilers)
-
-
-def _operand(op: Op) -> str:
-    """The tensor that is moved: an activation, or a parameter where there is none."""
-    return op.inputs[0] if op.inputs else op.parameters[0]
 
 
 def _line_up(column: list[Labels | None], sizes: list[int], op: Op, state: AxisState) -> Labels | None:

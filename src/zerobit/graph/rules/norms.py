@@ -8,7 +8,7 @@ from typing import ClassVar
 from zerobit.graph.axes import Axes, AxisState
 from zerobit.graph.ir import Kind, Op
 from zerobit.graph.rules.affine import equal_per_group, pin_others
-from zerobit.graph.rules.base import AbstractRule, Arguments, Cut, Ref, Shapes, as_kind, refuse
+from zerobit.graph.rules.base import AbstractRule, Arguments, Cut, Ref, Shapes, as_kind, is_parameter, refuse
 from zerobit.graph.statistics import GROUP_NORM, LAYER_NORM, RMS_NORM
 
 
@@ -22,7 +22,7 @@ class BatchNormRule(AbstractRule):
         del shapes
         if arguments["training"]:
             return refuse(op, "a BatchNorm over the statistics of its batch")
-        if not all(_is_parameter(arguments[k], op) for k in ("running_mean", "running_var")):
+        if not all(is_parameter(arguments[k], op) for k in ("running_mean", "running_var")):
             return refuse(op, "a BatchNorm whose statistics are computed")
         if _is_scale_computed(op, arguments):
             return refuse(op, COMPUTED_SCALE)
@@ -151,7 +151,7 @@ COMPUTED_SCALE = "its scale or shift is computed, not a parameter"
 
 def _is_scale_computed(op: Op, arguments: Arguments) -> bool:
     given = [arguments.get(name) for name in ("weight", "bias")]
-    return any(isinstance(value, Ref) and not _is_parameter(value, op) for value in given)
+    return any(isinstance(value, Ref) and not is_parameter(value, op) for value in given)
 
 
 def _scaled(op: Op, arguments: Arguments) -> Op:
@@ -179,7 +179,3 @@ def _per_channel(op: Op, state: AxisState, *, fills: bool) -> Axes:
         return Axes((None,) * len(state.shapes[op.name]))
     labels = tuple(channels if d == 1 else None for d in range(len(state.shapes[op.name])))
     return Axes(labels, frozenset({op.name}) if fills else entering.spoilers)
-
-
-def _is_parameter(value: object, op: Op) -> bool:
-    return isinstance(value, Ref) and value.name in op.parameters

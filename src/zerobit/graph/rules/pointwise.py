@@ -19,6 +19,7 @@ from zerobit.graph.rules.base import (
     as_call,
     as_kind,
     dimension,
+    operand,
     operands,
     refuse,
 )
@@ -229,7 +230,7 @@ class ConstantRule(AbstractRule):
         function, shape = op.target.split(".")[1], state.shapes[op.name]
         spoilers = frozenset[str]() if "zeros" in function else frozenset({op.name})
         if function in self._LIKE:
-            return Axes(state.axes(_first(op)).labels, spoilers)
+            return Axes(state.axes(operand(op)).labels, spoilers)
         wide = [d in op.attrs["known"] and size > 1 for d, size in enumerate(shape)]
         return Axes(tuple(state.atoms.fresh("", n) if w else None for w, n in zip(wide, shape, strict=True)), spoilers)
 
@@ -269,7 +270,7 @@ class IdentityRule(AbstractRule):
 
     def couple(self, op: Op, state: AxisState) -> Axes:
         """The input's."""
-        return state.axes(_first(op))
+        return state.axes(operand(op))
 
 
 def _unary(op: Op, arguments: Arguments) -> Op:
@@ -279,16 +280,12 @@ def _unary(op: Op, arguments: Arguments) -> Op:
     return as_kind(op, Kind.POINTWISE, call=call, function=op.target.split(".")[1])
 
 
-def _first(op: Op) -> str:
-    return op.inputs[0] if op.inputs else op.parameters[0]
-
-
 def _same_channels(op: Op, state: AxisState) -> Axes:
-    axes = state.axes(_first(op))
+    axes = state.axes(operand(op))
     call = op.attrs.get("call")
     at_zero = 0.0 if call is None else _at_zero(call)
     if not math.isfinite(at_zero):  # no mask turns that into zero
-        state.pin(_first(op), f"has no value at zero in `{op.name}`")
+        state.pin(operand(op), f"has no value at zero in `{op.name}`")
     return axes if at_zero == 0 else Axes(axes.labels, frozenset({op.name}))
 
 

@@ -6,7 +6,18 @@ from typing import ClassVar
 
 from zerobit.graph.axes import Axes, AxisState, Labels
 from zerobit.graph.ir import Kind, Op
-from zerobit.graph.rules.base import AbstractRule, Arguments, Cut, Ref, Shapes, as_kind, dimension, pair, refuse
+from zerobit.graph.rules.base import (
+    AbstractRule,
+    Arguments,
+    Cut,
+    Ref,
+    Shapes,
+    as_kind,
+    dimension,
+    operand,
+    pair,
+    refuse,
+)
 from zerobit.graph.statistics import AMAX, AMIN, MEAN
 
 
@@ -146,7 +157,7 @@ class AbstractReduction(AbstractRule):
             shapes: of all activations, and of the op's parameters.
             takes_zeros: whether channels may go if they read as zero; otherwise they stay.
         """
-        rank = len(shapes[_operand(op)])
+        rank = len(shapes[operand(op)])
         given = arguments["dim"]
         dims = tuple(given) if isinstance(given, (list, tuple)) else () if given is None else (given,)
         if not dims or any(isinstance(d, Ref) for d in dims):
@@ -158,7 +169,7 @@ class AbstractReduction(AbstractRule):
 
     def couple(self, op: Op, state: AxisState) -> Axes | tuple[Axes, ...]:
         """What is left. Channels that are reduced over must read as zero, or stay."""
-        axes = state.axes(_operand(op))
+        axes = state.axes(operand(op))
         labels: list[Labels | None] = []
         for dim, present in enumerate(axes.labels):
             if dim not in op.attrs["dims"]:
@@ -255,7 +266,3 @@ class AdaptiveMaxPoolRule(AbstractRule):
         """The input's channels, of the maxima and of their positions, which aren't zero where a channel is."""
         axes = _spatial(op, state)
         return axes, replace(axes, stays="its positions are read")
-
-
-def _operand(op: Op) -> str:
-    return op.inputs[0] if op.inputs else op.parameters[0]

@@ -8,7 +8,7 @@ import numpy as np
 
 from zerobit.graph.axes import Axes, AxisState, Labels, Product
 from zerobit.graph.ir import Kind, Op, Shape
-from zerobit.graph.rules.base import AbstractRule, Arguments, Cut, Ref, Shapes, as_kind
+from zerobit.graph.rules.base import AbstractRule, Arguments, Cut, Ref, Shapes, as_kind, operand
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class ReshapeRule(AbstractRule):
 
     def couple(self, op: Op, state: AxisState) -> Axes:
         """Labels split and merged factor by factor."""
-        source = op.inputs[0] if op.inputs else op.parameters[0]
+        source = operand(op)
         axes = state.axes(source)
         before, after = state.shapes[source], state.shapes[op.name]
         factors = factorise(before, after)
