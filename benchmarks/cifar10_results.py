@@ -23,8 +23,8 @@ from rich.console import Console
 from torch import nn
 
 from zerobit.cost import Macs, Size
-from zerobit.cost.base import usage
 from zerobit.cost.price import reference_cost
+from zerobit.cost.usage import usage
 from zerobit.cut.apply import apply
 from zerobit.cut.decide import decide, unit_norms
 from zerobit.report import Stage, write_text

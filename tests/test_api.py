@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import zerobit as zb
-from zerobit.cost.base import usage
+from zerobit.cost.usage import usage
 from zerobit.report import layer_rows
 from zerobit.zoo.data import Batches, Split, Task
 from zerobit.zoo.tasks import load_task

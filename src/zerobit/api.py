@@ -13,9 +13,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from zerobit.cost import Macs, Size
-from zerobit.cost.base import uniform, usage
 from zerobit.cost.parse import make_price
 from zerobit.cost.price import AbstractPrice, Budget
+from zerobit.cost.usage import uniform, usage
 from zerobit.cut.apply import QuantNet, apply
 from zerobit.cut.decide import check_budget, decide
 from zerobit.cut.store import save

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import nn
 
 from zerobit.cost.analytic import Macs, Size
-from zerobit.cost.base import uniform, usage
+from zerobit.cost.usage import uniform, usage
 from zerobit.graph.describe import describe
 from zerobit.graph.ir import WEIGHTED, Graph, Kind, Op
 from zerobit.graph.program import Program

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from zerobit.atomic import replacing
-from zerobit.cost.base import usage
+from zerobit.cost.usage import usage
 from zerobit.formats import GRID
 from zerobit.graph.ir import Graph
 from zerobit.plan import Plan

@@ -8,7 +8,7 @@ from cases import CASES, ModelCase, captured, case
 from searches import attached, scramble
 from zerobit.bits import BitDist, NetBits
 from zerobit.cost import AbstractCost, Bops, Macs, Size, TableLatency, target_names
-from zerobit.cost.base import uniform, usage
+from zerobit.cost.usage import uniform, usage
 from zerobit.errors import BudgetError
 from zerobit.formats import GRID
 from zerobit.graph.capture import capture

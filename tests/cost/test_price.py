@@ -9,8 +9,8 @@ import torch
 
 from searches import attached, scramble
 from zerobit.cost import AbstractCost, Bops, Macs, Size, TableLatency
-from zerobit.cost.base import usage
 from zerobit.cost.price import AbstractPrice, Budget, Strength, parse_limit, reference_cost
+from zerobit.cost.usage import usage
 from zerobit.errors import BudgetError
 
 MPIC = TableLatency.load("mpic")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from cases import CASES, Forward, ModelCase, case
 from searches import METHODS, QUICK, attached, scramble
 from zerobit.cost import Bops, Macs, Size, TableLatency
-from zerobit.cost.base import usage
 from zerobit.cost.price import Budget, Strength
+from zerobit.cost.usage import usage
 from zerobit.cut.apply import QuantNet, apply
 from zerobit.cut.decide import check_budget, decide, read_choices
 from zerobit.cut.project import smallest

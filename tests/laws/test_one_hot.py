@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cases import CASES, ModelCase
 from searches import METHODS, attached, scramble
 from zerobit.cost import Bops, Macs, Size, TableLatency
-from zerobit.cost.base import usage
+from zerobit.cost.usage import usage
 from zerobit.cut.apply import QuantNet, apply
 from zerobit.cut.decide import decide
 from zerobit.quant.slot import ActivationSlot, FixedWeightSlot

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from cases import case, randomised
 from searches import METHODS, QUICK, scramble
 from zerobit.cost import Bops, Macs, Size
-from zerobit.cost.base import usage
 from zerobit.cost.price import Budget
+from zerobit.cost.usage import usage
 from zerobit.cut.apply import apply
 from zerobit.cut.decide import check_budget, decide
 from zerobit.cut.store import load, save

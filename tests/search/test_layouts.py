@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from cases import Forward, randomised
 from searches import METHODS, scramble
 from zerobit.cost import Bops, Macs, Size, TableLatency
-from zerobit.cost.base import FLOAT_BITS, uniform, usage
+from zerobit.cost.base import FLOAT_BITS
 from zerobit.cost.price import Budget
+from zerobit.cost.usage import uniform, usage
 from zerobit.cut.apply import apply
 from zerobit.cut.decide import decide
 from zerobit.cut.store import load, save

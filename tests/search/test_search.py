@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from cases import captured, case
 from searches import METHODS, QUICK, attached, scramble
 from zerobit.cost import Bops, Size, TableLatency
-from zerobit.cost.base import usage
+from zerobit.cost.usage import usage
 from zerobit.errors import CaptureError, FormatError
 from zerobit.formats import GRID
 from zerobit.graph.rows import to_rows

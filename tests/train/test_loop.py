@@ -241,6 +241,6 @@ def test_the_search_learns_to_keep_its_budget() -> None:
 
 
 def _usage(net: Any) -> Any:
-    from zerobit.cost.base import usage
+    from zerobit.cost.usage import usage
 
     return usage(net.graph, net.bits(hard=True))

@@ -5,19 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zerobit.cost.base import FLOAT_BITS, GRID_BITS, AbstractCost, LayerUse, Usage
+from zerobit.cost.base import FLOAT_BITS, GRID_BITS, AbstractCost, LayerUse, Usage, rounded_up, total
 from zerobit.formats import DEFAULT_STORAGE
-
-
-def _sum(terms: list[Tensor]) -> Tensor:
-    """0 for a network without any."""
-    return torch.stack(terms).sum() if terms else torch.zeros((), dtype=torch.float64)
-
-
-def stored_bits(storage: tuple[int, ...]) -> Tensor:
-    """[B], bits that a value of each grid width takes; a width between two stored ones takes the wider."""
-    widths = [0 if b == 0 else min(s for s in storage if s >= b) for b in map(int, GRID_BITS.tolist())]
-    return torch.tensor(widths, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -36,9 +25,8 @@ class Size(AbstractCost):
 
     def __call__(self, use: Usage) -> Tensor:
         """Bytes."""
-        per_width = stored_bits(self.storage)
-        terms = [(w.dist.p.sum(0) @ per_width.to(w.dist.p.device)) * w.fan_in for w in use.weights]
-        quantised = _sum(terms)
+        per_width = torch.tensor(rounded_up(self.storage), dtype=torch.float64)
+        quantised = total([(w.counts @ per_width.to(w.counts.device)) * w.fan_in for w in use.weights])
         return (quantised + use.float_weights.to(quantised.device) * FLOAT_BITS) / 8
 
 
@@ -51,7 +39,7 @@ class Macs(AbstractCost):
 
     def __call__(self, use: Usage) -> Tensor:
         """Multiplications."""
-        return _sum([layer.macs_by_width[1:].sum() for layer in use.layers])
+        return total([layer.macs_by_width[..., 1:].sum(-1) for layer in use.layers])
 
 
 @dataclass(frozen=True)
@@ -66,7 +54,7 @@ class Bops(AbstractCost):
 
     def __call__(self, use: Usage) -> Tensor:
         """Bit operations."""
-        return _sum([_bit_operations(layer) for layer in use.layers])
+        return total([_bit_operations(layer) for layer in use.layers])
 
 
 def _bit_operations(layer: LayerUse) -> Tensor:

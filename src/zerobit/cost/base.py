@@ -1,22 +1,26 @@
 """`Usage`, what a network uses of a device, and `AbstractCost`, what that costs.
 
-A usage is made from the distributions of a search, or of a plan; a cost does not know which.
-Shape legend: C output channels, B = len(GRID).
+A usage is made from the distributions of a search, or of a plan; a cost does not know which. Everything in it may have
+leading dimensions, so that a cost can be asked for many choices at once.
+Shape legend: ... batch of choices, usually none; B = len(GRID).
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from zerobit.bits import BitDist, NetBits
-from zerobit.formats import GRID
-from zerobit.graph.ir import Graph, Kind, Op
-from zerobit.quant.placement import activation_sites, place
+from zerobit.bits import BitDist
+from zerobit.formats import DEFAULT_STORAGE, GRID
+from zerobit.graph.ir import Kind
 
 #: Width that activations without a quantizer, and weights left in float, count with.
 FLOAT_BITS = 32
+#: [B], the widths of the grid.
+GRID_BITS = torch.tensor(GRID, dtype=torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,12 +29,12 @@ class WeightUse:
 
     Attributes:
         name: of the parameter.
-        dist: widths of its C output channels.
-        fan_in: float64 scalar, expected number of weights per output channel that stay: kept inputs times kernel.
+        counts: float64 [..., B], expected number of output channels at each width; those at width 0 are removed.
+        fan_in: float64 [...], expected number of weights per output channel that stay: kept inputs times kernel.
     """
 
     name: str
-    dist: BitDist
+    counts: Tensor
     fan_in: Tensor
 
 
@@ -42,8 +46,8 @@ class LayerUse:
         name: of the op.
         kind: convolution or linear.
         weight: what it multiplies with.
-        inputs: float64 scalar, expected kept input channels.
-        positions: float64 scalar, how often per sample each weight is expected to multiply: output positions (Ho * Wo;
+        inputs: float64 [...], expected kept input channels.
+        positions: float64 [...], how often per sample each weight is expected to multiply: output positions (Ho * Wo;
             1 for a linear layer on a vector), input positions of a transposed convolution, 0 for an embedding.
         output_shape: of one sample, uncut.
         kernel: extent of the window, () for linear.
@@ -65,8 +69,8 @@ class LayerUse:
 
     @property
     def macs_by_width(self) -> Tensor:
-        """[B], expected multiplications at each weight width; those of removed channels stand at width 0."""
-        return self.weight.dist.p.sum(0) * self.weight.fan_in * self.positions
+        """[..., B], expected multiplications at each weight width; those of removed channels stand at width 0."""
+        return self.weight.counts * (self.weight.fan_in * self.positions)[..., None]
 
     @property
     def activation_bits(self) -> Tensor:
@@ -77,128 +81,44 @@ class LayerUse:
 
 
 @dataclass(frozen=True, eq=False)
+class ValueUse:
+    """A buffer of activations.
+
+    Attributes:
+        name: of the tensor that is written to it first.
+        elements: float64 [...], expected kept values per sample.
+        bits: float64 [...], expected width that each is stored with.
+        first: position in the graph's order of the op that writes it; -1 for an input of the network.
+        last: position of the last op that reads it.
+    """
+
+    name: str
+    elements: Tensor
+    bits: Tensor
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, eq=False)
 class Usage:
     """A network's layers and weights, and the weights that stay in float.
 
     Attributes:
         weights: every quantised weight tensor once, those that only barriers read included.
         layers: every run of a layer, in order.
-        float_weights: float64 scalar, number of weights that stay in float32.
+        float_weights: float64 [...], number of weights that stay in float32.
+        make_values: makes `values`; few costs ask for them, and a search asks every step.
     """
 
     weights: tuple[WeightUse, ...]
     layers: tuple[LayerUse, ...]
     float_weights: Tensor
+    make_values: Callable[[], tuple[ValueUse, ...]] = field(default=tuple, repr=False)
 
-
-def usage(graph: Graph, bits: NetBits) -> Usage:
-    """What a network uses at given widths. Differentiable in all of them; nothing is detached.
-
-    Args:
-        graph: of the network that `bits` refers to.
-        bits: widths of its channels.
-    """
-    axis = _AxisKeep(graph, bits)
-    weights = {name: WeightUse(name, bits.weights[name], _fan_in(graph, name, axis)) for name in graph.rows}
-    layers = [_layer_use(graph, op, weights[op.weight], bits, axis) for op in graph.weighted if op.weight is not None]
-    rest = sum((_count(graph, name, axis) for name in graph.float_weights), torch.zeros((), dtype=torch.float64))
-    return Usage(tuple(weights.values()), tuple(layers), rest)
-
-
-class _AxisKeep:
-    """Expected number of positions that stay along a dimension of a tensor."""
-
-    def __init__(self, graph: Graph, bits: NetBits) -> None:
-        self._size = {**graph.shapes, **graph.parameters}
-        self._gone = {name: (1 - keep).sum() for name, keep in bits.keep.items()}
-        self._along: dict[tuple[str, int], list[tuple[str, int]]] = {}
-        for group in graph.groups:
-            for member in group.members:
-                self._along.setdefault((member.tensor, member.dim), []).append((group.name, member.index.shape[1]))
-
-    def __call__(self, tensor: str, dim: int) -> Tensor:
-        result = torch.as_tensor(float(self._size[tensor][dim]), dtype=torch.float64)
-        for group, positions in self._along.get((tensor, dim), ()):
-            result = result - self._gone[group] * positions
-        return result
-
-
-def _fan_in(graph: Graph, weight: str, axis: _AxisKeep) -> Tensor:
-    """Weights of one output channel that stay: inputs times the kernel's extent.
-
-    Dimension 1 of a convolution's weight knows about groups already; dimension 0 of a grouped transposed one holds all
-    of them: with one input each, whole groups go; with several, as many from each.
-    """
-    shape, rows = graph.parameters[weight], graph.rows[weight]
-    result = torch.ones((), dtype=torch.float64)
-    for dim in range(len(shape)):
-        if dim == 0 and rows.groups > 1:
-            result = result if shape[0] == rows.groups else result * axis(weight, 0) / rows.groups
-        elif dim != rows.dim:
-            result = result * axis(weight, dim)
-    return result
-
-
-def _layer_use(graph: Graph, op: Op, weight: WeightUse, bits: NetBits, axis: _AxisKeep) -> LayerUse:
-    return LayerUse(
-        name=op.name,
-        kind=op.kind,
-        weight=weight,
-        inputs=_inputs(graph, op, axis),
-        positions=_positions(graph, op, axis),
-        output_shape=graph.shapes[op.name],
-        kernel=tuple(op.attrs.get("kernel", ())),
-        depthwise=bool(op.attrs.get("depthwise", False)),
-        groups=int(op.attrs.get("groups", 1)),
-        activation=_stored_as(graph, op.inputs[0], bits),
-    )
-
-
-def _channel_dim(graph: Graph, op: Op, tensor: str) -> int:
-    return 1 if op.kind in (Kind.CONV, Kind.CONV_TRANSPOSE) else len(graph.shapes[tensor]) - 1
-
-
-def _inputs(graph: Graph, op: Op, axis: _AxisKeep) -> Tensor:
-    if op.kind is Kind.EMBEDDING:  # integers have no channels; each stands for a vector of one place per row
-        return axis(op.weight or "", 1 - op.rows.dim)
-    return axis(op.inputs[0], _channel_dim(graph, op, op.inputs[0]))
-
-
-def _positions(graph: Graph, op: Op, axis: _AxisKeep) -> Tensor:
-    if op.kind is Kind.EMBEDDING:
-        return torch.zeros((), dtype=torch.float64)
-    tensor = op.inputs[0] if op.kind is Kind.CONV_TRANSPOSE else op.name
-    result = torch.ones((), dtype=torch.float64)
-    for dim in range(len(graph.shapes[tensor])):
-        result = result if dim == _channel_dim(graph, op, tensor) else result * axis(tensor, dim)
-    return result
-
-
-def _stored_as(graph: Graph, tensor: str, bits: NetBits) -> BitDist | None:
-    """Widths of the quantizer that a value went through, if any."""
-    source = place(graph).governor.get(tensor)
-    return None if source is None else bits.activations[source]
-
-
-def _count(graph: Graph, name: str, axis: _AxisKeep) -> Tensor:
-    result = torch.ones((), dtype=torch.float64)
-    for dim in range(len(graph.parameters[name])):
-        result = result * axis(name, dim)
-    return result
-
-
-def uniform(graph: Graph, bits: int, activations: int = 8) -> NetBits:
-    """All channels kept, all weights at one width: the network that relative costs refer to.
-
-    Args:
-        graph: of the network.
-        bits: width of every weight.
-        activations: width of every activation.
-    """
-    keep = {g.name: torch.ones(g.units, dtype=torch.float64) for g in graph.groups}
-    weights = {name: BitDist.one_hot([bits] * r.count(graph.parameters[name])) for name, r in graph.rows.items()}
-    tensors = [tensor for site in activation_sites(graph) for tensor in site.tensors]
-    return NetBits(keep, weights, dict.fromkeys(tensors, BitDist.one_hot([activations])))
+    @cached_property
+    def values(self) -> tuple[ValueUse, ...]:
+        """Buffers of activations, in order of their first op."""
+        return self.make_values()
 
 
 class AbstractCost(ABC):
@@ -207,14 +127,31 @@ class AbstractCost(ABC):
     Attributes:
         name: as in `--budget name=...`.
         unit: of the value.
+        storage: widths that weights are stored and computed with; others round up.
+        channel_multiple: the number of channels that stay is best a multiple of this.
+        by_weight: whether the cost of a network is the sum, over its weights, of the cost of each with the layers that
+            read it, and a part that no width enters. False for a peak.
+        per_channel: whether, with the inputs given, it is linear in the number of channels at each width. False for a
+            device that works in tiles.
     """
 
     name: str
     unit: str
+    storage: tuple[int, ...] = DEFAULT_STORAGE
+    channel_multiple: int = 1
+    by_weight: bool = True
+    per_channel: bool = True
 
     @abstractmethod
     def __call__(self, use: Usage) -> Tensor:
-        """Cost as a float64 scalar, differentiable in all widths; exact for integer widths."""
+        """Cost as a float64 [...], differentiable in all widths; exact for integer widths."""
 
 
-GRID_BITS = torch.tensor(GRID, dtype=torch.float64)
+def total(terms: list[Tensor]) -> Tensor:
+    """Sum of float64 [...] terms, broadcast; 0 for a network without any."""
+    return sum(terms, torch.zeros((), dtype=torch.float64))
+
+
+def rounded_up(storage: tuple[int, ...]) -> tuple[int, ...]:
+    """For each width of the grid the narrowest stored width that holds it; 0 stays 0, the widest holds wider ones."""
+    return tuple(0 if b == 0 else min((s for s in storage if s >= b), default=max(storage)) for b in GRID)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from zerobit.bits import NetBits
-from zerobit.cost.base import AbstractCost, uniform, usage
+from zerobit.cost.base import AbstractCost
+from zerobit.cost.usage import uniform, usage
 from zerobit.errors import BudgetError
 from zerobit.graph.ir import Graph
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from zerobit.bits import BitDist
-from zerobit.cost.base import AbstractCost, LayerUse, Usage
+from zerobit.cost.base import AbstractCost, LayerUse, Usage, total
 from zerobit.errors import BudgetError
 from zerobit.formats import GRID
 
@@ -74,16 +74,14 @@ class TableLatency(AbstractCost):
     def __call__(self, use: Usage) -> Tensor:
         """Cycles per sample."""
         table = self.cycles_per_mac()
-        if not use.layers:
-            return torch.zeros((), dtype=torch.float64)
-        return torch.stack([_cycles(layer, table) for layer in use.layers]).sum()
+        return total([_cycles(layer, table) for layer in use.layers])
 
 
 def _cycles(layer: LayerUse, table: Tensor) -> Tensor:
     """Of one layer; an input in float costs what the widest of the table does."""
     macs = layer.macs_by_width
     p = BitDist.one_hot([max(GRID)]).p if layer.activation is None else layer.activation.p
-    return p[0].to(macs.device) @ table.to(macs.device) @ macs
+    return macs @ (p[0].to(macs.device) @ table.to(macs.device))
 
 
 def target_names() -> tuple[str, ...]:

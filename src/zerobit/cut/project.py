@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from zerobit.bits import BitDist, NetBits
-from zerobit.cost.base import AbstractCost, usage
+from zerobit.cost.base import AbstractCost
+from zerobit.cost.usage import usage
 from zerobit.errors import BudgetError
 from zerobit.formats import GRID
 from zerobit.graph.ir import Graph

@@ -9,8 +9,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from zerobit.cost.base import usage
 from zerobit.cost.price import AbstractPrice
+from zerobit.cost.usage import usage
 from zerobit.cut.apply import QuantNet
 from zerobit.search.net import SearchNet
 from zerobit.train.loop import Epoch, Hardware, Phase, cosine, one_cycle, run_phase

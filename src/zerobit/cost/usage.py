@@ -1,0 +1,119 @@
+"""Making a `Usage`: what a graph uses of a device at given widths."""
+
+import torch
+from torch import Tensor
+
+from zerobit.bits import BitDist, NetBits
+from zerobit.cost.base import LayerUse, Usage, WeightUse
+from zerobit.graph.ir import Graph, Kind, Op
+from zerobit.quant.placement import activation_sites, place
+
+
+def usage(graph: Graph, bits: NetBits) -> Usage:
+    """What a network uses at given widths. Differentiable in all of them; nothing is detached.
+
+    Args:
+        graph: of the network that `bits` refers to.
+        bits: widths of its channels.
+    """
+    axis = AxisKeep(graph, bits)
+    weights = {name: WeightUse(name, bits.weights[name].p.sum(0), _fan_in(graph, name, axis)) for name in graph.rows}
+    layers = [_layer_use(graph, op, weights[op.weight], bits, axis) for op in graph.weighted if op.weight is not None]
+    rest = sum((_count(graph, name, axis) for name in graph.float_weights), torch.zeros((), dtype=torch.float64))
+    return Usage(tuple(weights.values()), tuple(layers), rest)
+
+
+class AxisKeep:
+    """Expected number of positions that stay along a dimension of a tensor."""
+
+    def __init__(self, graph: Graph, bits: NetBits) -> None:
+        self._size = {**graph.shapes, **graph.parameters}
+        self._gone = {name: (1 - keep).sum() for name, keep in bits.keep.items()}
+        self._along: dict[tuple[str, int], list[tuple[str, int]]] = {}
+        for group in graph.groups:
+            for member in group.members:
+                self._along.setdefault((member.tensor, member.dim), []).append((group.name, member.index.shape[1]))
+
+    def __call__(self, tensor: str, dim: int) -> Tensor:
+        result = torch.as_tensor(float(self._size[tensor][dim]), dtype=torch.float64)
+        for group, positions in self._along.get((tensor, dim), ()):
+            result = result - self._gone[group] * positions
+        return result
+
+
+def _fan_in(graph: Graph, weight: str, axis: AxisKeep) -> Tensor:
+    """Weights of one output channel that stay: inputs times the kernel's extent.
+
+    Dimension 1 of a convolution's weight knows about groups already; dimension 0 of a grouped transposed one holds all
+    of them: with one input each, whole groups go; with several, as many from each.
+    """
+    shape, rows = graph.parameters[weight], graph.rows[weight]
+    result = torch.ones((), dtype=torch.float64)
+    for dim in range(len(shape)):
+        if dim == 0 and rows.groups > 1:
+            result = result if shape[0] == rows.groups else result * axis(weight, 0) / rows.groups
+        elif dim != rows.dim:
+            result = result * axis(weight, dim)
+    return result
+
+
+def _layer_use(graph: Graph, op: Op, weight: WeightUse, bits: NetBits, axis: AxisKeep) -> LayerUse:
+    return LayerUse(
+        name=op.name,
+        kind=op.kind,
+        weight=weight,
+        inputs=_inputs(graph, op, axis),
+        positions=_positions(graph, op, axis),
+        output_shape=graph.shapes[op.name],
+        kernel=tuple(op.attrs.get("kernel", ())),
+        depthwise=bool(op.attrs.get("depthwise", False)),
+        groups=int(op.attrs.get("groups", 1)),
+        activation=_stored_as(graph, op.inputs[0], bits),
+    )
+
+
+def _channel_dim(graph: Graph, op: Op, tensor: str) -> int:
+    return 1 if op.kind in (Kind.CONV, Kind.CONV_TRANSPOSE) else len(graph.shapes[tensor]) - 1
+
+
+def _inputs(graph: Graph, op: Op, axis: AxisKeep) -> Tensor:
+    if op.kind is Kind.EMBEDDING:  # integers have no channels; each stands for a vector of one place per row
+        return axis(op.weight or "", 1 - op.rows.dim)
+    return axis(op.inputs[0], _channel_dim(graph, op, op.inputs[0]))
+
+
+def _positions(graph: Graph, op: Op, axis: AxisKeep) -> Tensor:
+    if op.kind is Kind.EMBEDDING:
+        return torch.zeros((), dtype=torch.float64)
+    tensor = op.inputs[0] if op.kind is Kind.CONV_TRANSPOSE else op.name
+    result = torch.ones((), dtype=torch.float64)
+    for dim in range(len(graph.shapes[tensor])):
+        result = result if dim == _channel_dim(graph, op, tensor) else result * axis(tensor, dim)
+    return result
+
+
+def _stored_as(graph: Graph, tensor: str, bits: NetBits) -> BitDist | None:
+    """Widths of the quantizer that a value went through, if any."""
+    source = place(graph).governor.get(tensor)
+    return None if source is None else bits.activations[source]
+
+
+def _count(graph: Graph, name: str, axis: AxisKeep) -> Tensor:
+    result = torch.ones((), dtype=torch.float64)
+    for dim in range(len(graph.parameters[name])):
+        result = result * axis(name, dim)
+    return result
+
+
+def uniform(graph: Graph, bits: int, activations: int = 8) -> NetBits:
+    """All channels kept, all weights at one width: the network that relative costs refer to.
+
+    Args:
+        graph: of the network.
+        bits: width of every weight.
+        activations: width of every activation.
+    """
+    keep = {g.name: torch.ones(g.units, dtype=torch.float64) for g in graph.groups}
+    weights = {name: BitDist.one_hot([bits] * r.count(graph.parameters[name])) for name, r in graph.rows.items()}
+    tensors = [tensor for site in activation_sites(graph) for tensor in site.tensors]
+    return NetBits(keep, weights, dict.fromkeys(tensors, BitDist.one_hot([activations])))
