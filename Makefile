@@ -35,9 +35,10 @@ check: $(VENV)/.stamp-test  ## Lint, types and layers
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.stamp  ## Time one step of the search, and a capture
+bench: $(VENV)/.stamp  ## Time one step of the search, a capture, and projections to budgets
 	$(BIN)/python benchmarks/search_step.py
 	$(BIN)/python benchmarks/capture_time.py
+	$(BIN)/python benchmarks/projection_time.py
 
 clean:  ## Remove the environment and all caches
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

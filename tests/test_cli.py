@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from zerobit import export
 from zerobit.cli import app
+from zerobit.cost.registry import cost_names
 from zerobit.workflows import load_run
 
 COMMANDS: dict[str, set[str]] = {
@@ -22,11 +24,17 @@ COMMANDS: dict[str, set[str]] = {
         "--task", "--data", "--model", "--out", "--epochs", "--lr", "--batch", "--seed", "--device", "--download",
     },
     "search": {
-        "--task", "--data", "--model", "--budget", "--max-drop", "--strength", "--out", "--float", "--float-epochs",
+        "--task", "--data", "--model", "--budget", "--target", "--max-drop", "--strength", "--out", "--float",
+        "--float-epochs",
         "--method", "--shared", "--sampling", "--frozen", "--bits", "--min-channels", "--multiple-of", "--epochs",
         "--lr", "--distillation", "--batch", "--seed", "--device", "--download",
     },
     "inspect": {"--input", "--frozen", "--bits", "--min-channels", "--multiple-of", "--json", "target"},
+    "profile": {
+        "--input", "--runtime", "--out", "--weight-bits", "--activation-bits", "--grid", "--multiple-of", "--rounds",
+        "--seed", "model",
+    },
+    "targets": {"--target"},
     "export": {"--format", "--container", "--out", "run"},
     "verify": {"--data", "run"},
 }  # fmt: skip
@@ -52,6 +60,15 @@ def test_help_explains_every_option(command: str) -> None:
 
 def test_no_command_shows_the_help() -> None:
     assert "search" in _run().output
+
+
+def test_targets_lists_every_name_and_those_of_the_user(tmp_path: Path) -> None:
+    text = files("zerobit.cost").joinpath("targets").joinpath("mpic.toml").read_text(encoding="utf-8")
+    (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
+    result = _run("targets", "--target", tmp_path / "mine.toml")
+    assert result.exit_code == 0, result.output
+    for name in (*cost_names(), "mine.cycles", "mine.energy"):
+        assert name in result.output
 
 
 def test_inspect_shows_layers_and_groups() -> None:
@@ -184,7 +201,10 @@ def test_verify_finds_a_file_of_another_network(run: Path, tmp_path: Path) -> No
         (("search", "--budget", "size=lots"), "`budget` for size is 'lots'"),
         (("search", "--budget", "25%"), "`budget` is '25%'"),
         (("search", "--budget", "weight=25%"), "`budget` names the cost 'weight'"),
-        (("search", "--budget", "size=25%", "--budget", "bops=25%"), "`budget`"),
+        (("search", "--budget", "size=25%", "--budget", "warp=25%"), "the cost 'warp'; allowed are size, macs"),
+        (("search", "--budget", "ram=5ms"), "`budget` for ram is '5ms'"),
+        (("search", "--budget", "mine=25%", "--target", "mine.toml"), "mine.toml"),
+        (("targets", "--target", "nowhere:cost"), "`target` 'nowhere:cost' can't be imported"),
         (("search", "--budget", "size=25%", "--budget", "size=50%"), "`budget`"),
         (("search", "--budget", "size=25%", "--max-drop", "1"), "`budget`, `strength`, `max_drop`"),
         (("search",), "`budget`, `strength`, `max_drop`"),

@@ -13,11 +13,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from zerobit.cost import Macs, Size
+from zerobit.cost.amounts import written
+from zerobit.cost.base import AbstractCost
 from zerobit.cost.parse import make_price
-from zerobit.cost.price import AbstractPrice, Budget
+from zerobit.cost.price import AbstractPrice, Budget, Limit
 from zerobit.cost.usage import uniform, usage
 from zerobit.cut.apply import QuantNet, apply
-from zerobit.cut.decide import check_budget, decide
+from zerobit.cut.decide import check_limits, decide
 from zerobit.cut.store import save
 from zerobit.errors import BudgetError, TrainingError
 from zerobit.export import onnx as export_onnx
@@ -124,6 +126,7 @@ def compress(
     budget: Mapping[str, str | float] | str | float | None = None,
     strength: tuple[str, float] | None = None,
     max_drop: float | None = None,
+    targets: Sequence[str | AbstractCost] = (),
     method: AbstractMethod | None = None,
     frozen: Sequence[str] = (),
     bits: Mapping[str, Widths] | None = None,
@@ -150,15 +153,20 @@ def compress(
         model: trained, in float.
         train_loader: batches with `len`; (inputs..., target) or a dict, or whatever `batch_format` splits.
         val_loader: for choosing; never trained on.
-        budget: {"size": "64kB"}, {"bops": "25%"}, ... of the network with all weights at 8 bit; a bare value is a size.
+        budget: one limit or several: {"size": "64kB", "ram": "48kB", "ne16.cycles": 1e5}, or in percent of the network
+            with all weights at 8 bit, {"bops": "25%"}; `zerobit targets` lists the names. A bare value is a size.
         strength: (cost, strength) instead of a budget.
         max_drop: points of the metric (0.01 = one point) that may be lost; the smallest network that keeps this on
             validation data is returned. Instead of a budget.
-        method: how bits are chosen; if None, `ChannelSoftmax()` with its widths started near the budget.
+        targets: costs of your own that a budget or strength can name: costs, .toml or .csv files, or MODULE:NAME; see
+            `zerobit.cost.own.load_costs`.
+        method: how bits are chosen; if None, `ChannelSoftmax()` with its widths started near the budget, one per layer
+            for a device that pays for each width in a layer anew.
         frozen: patterns of layers that stay as they are; this and the next three as for `attach`.
         bits: pattern -> width or widths of weights, such as {"stem.*": 8}.
         min_channels: channels that every group keeps, or pattern -> channels.
-        multiple_of: the number of channels that stay is a multiple of this, or pattern -> number.
+        multiple_of: the number of channels that stay is a multiple of this, or pattern -> number; if None, what suits
+            the devices that are limited.
         loss: (output, target) -> scalar.
         metric: (output, target) -> mean over the batch, larger is better.
         batch_format: batch -> (positional inputs, named inputs, target).
@@ -181,6 +189,7 @@ def compress(
         TrainingError: a loss that is not finite, an empty loader, batches of another form.
     """
     objective = Objective(loss, metric, batch_format, distillation)
+    price = make_price(budget, strength, max_drop, targets)
     job = _Job(
         data=Data(train_loader, val_loader),
         test=test_loader,
@@ -189,15 +198,16 @@ def compress(
         hardware=Hardware(device, precision, seed, progress),
         run=None if run is None else Path(run),
         console=Console(quiet=not progress),
+        costs=price.costs,
     )
-    price = make_price(budget, strength, max_drop)
-    control = Control.of(frozen, bits, min_channels, multiple_of)
+    best_multiple = max(cost.channel_multiple for cost in price.costs)
+    control = Control.of(frozen, bits, min_channels, best_multiple if multiple_of is None else multiple_of)
     torch.manual_seed(seed)
     teacher = copy.deepcopy(model).eval()
     net, examples = _prepare(teacher, job, method, price, control)
     _announce(net.graph, price, job.console)
-    if isinstance(price, Budget) and max_drop is None:
-        check_budget(net, price)
+    if max_drop is None:
+        check_limits(net, price)
     float_stage = job.stage("float", teacher, net.graph, None)
     search(
         net, price, teacher, job.data, objective, job.recipe, job.hardware,
@@ -228,6 +238,7 @@ class _Job:
     hardware: Hardware
     run: Path | None
     console: Console
+    costs: tuple[AbstractCost, ...]
 
     def file(self, name: str) -> Path | None:
         return None if self.run is None else self.run / name
@@ -238,7 +249,9 @@ class _Job:
         test = None if self.test is None else evaluate(net, self.test, self.objective)
         use = usage(graph, uniform(graph, 8) if plan is None else plan.net_bits())
         size = float(Size()(use)) * (4 if plan is None else 1)
-        return Stage(name, val, test, size, float(Macs()(use)))
+        others = [] if plan is None else [cost for cost in self.costs if cost.name not in ("size", "macs")]
+        costs = {cost.name: written(float(cost(use)), cost.unit) for cost in others}
+        return Stage(name, val, test, size, float(Macs()(use)), costs)
 
 
 def _recipe(epochs: int | tuple[int, int]) -> Recipe:
@@ -260,11 +273,12 @@ def _prepare(
         msg = "`train_loader` gave no batch; it must give at least one; check its length"
         raise TrainingError(msg)
     args, kwargs = batches[0]
-    default = ChannelSoftmax()
+    default = _default_method(price)
     net = attach(model, args, method or default, kwargs, **vars(control))
     calibrate(net, batches)
-    if method is None and isinstance(price, Budget):
-        _start_near(net, default, price)
+    limits = price.limits(net.graph)
+    if method is None and limits:
+        _start_near(net, default, limits)
     held = [job.objective.read(b, cpu)[:2] for b in itertools.islice(job.data.val, 4)]
     flat = [net.flatten_inputs(a, k) for a, k in held]
     samples = {
@@ -276,28 +290,38 @@ def _prepare(
     return net, samples
 
 
+def _default_method(price: AbstractPrice) -> ChannelSoftmax:
+    """A width per channel, or per layer where a device pays for each width in a layer anew."""
+    return ChannelSoftmax(granularity="layer" if any(cost.run_per_width for cost in price.costs) else "channel")
+
+
 #: Share of the cost at the widest width above which the narrowest saves little.
 _WIDTH_MATTERS = 0.75
 
 
-def _start_near(net: SearchNet, method: ChannelSoftmax, budget: Budget) -> None:
-    """Start from the widest uniform network that keeps the budget, or from the narrowest."""
-    costs = {b: float(budget.cost(usage(net.graph, uniform(net.graph, b)))) for b in net.method.widths}
-    within = [b for b, cost in costs.items() if cost <= budget.limit(net.graph) * (1 + 1e-9)]
+def _start_near(net: SearchNet, method: ChannelSoftmax, limits: Sequence[Limit]) -> None:
+    """Start from the widest uniform network that keeps every limit, or from the narrowest."""
+    starts = [_start_bits(net, limit) for limit in limits]
+    net.method = replace(method, start_bits=min(starts))
+    net.start_at(min(starts))
+
+
+def _start_bits(net: SearchNet, limit: Limit) -> int:
+    costs = {b: float(limit.cost(usage(net.graph, uniform(net.graph, b)))) for b in net.method.widths}
+    within = [b for b, cost in costs.items() if cost <= limit.amount * (1 + 1e-9)]
     narrow, wide = min(costs), max(costs)
     # where width alone can't meet the budget and hardly matters (MACs, MPIC), the search prunes: it starts wide
-    start = wide if costs[narrow] > _WIDTH_MATTERS * costs[wide] else narrow
-    bits = max(within, default=start)
-    net.method = replace(method, start_bits=bits)
-    net.start_at(bits)
+    return max(within, default=wide if costs[narrow] > _WIDTH_MATTERS * costs[wide] else narrow)
 
 
 def _announce(graph: Graph, price: AbstractPrice, console: Console) -> None:
-    """Say what the budget is and what uniform networks cost."""
-    costs = {b: float(price.cost(usage(graph, uniform(graph, b)))) for b in (8, 4, 2)}
-    text = ", ".join(f"{b} bit {value:,.0f}" for b, value in costs.items())
-    limit = f" budget {price.limit(graph):,.0f} {price.cost.unit};" if isinstance(price, Budget) else ""
-    console.print(f"{price.cost.name}:{limit} uniform networks: {text} {price.cost.unit}", highlight=False)
+    """Say what the limits are and what uniform networks cost."""
+    limits = {limit.cost.name: limit.amount for limit in price.limits(graph)}
+    uses = {b: usage(graph, uniform(graph, b)) for b in (8, 4, 2)}
+    for cost in price.costs:
+        budget = f" budget {written(limits[cost.name], cost.unit)};" if cost.name in limits else ""
+        text = ", ".join(f"{b} bit {written(float(cost(use)), cost.unit)}" for b, use in uses.items())
+        console.print(f"{cost.name}:{budget} uniform networks: {text}", highlight=False)
 
 
 def _finish(
@@ -357,7 +381,7 @@ def _smallest_within(
 
 def _is_reachable(net: SearchNet, budget: Budget) -> bool:
     try:
-        check_budget(net, budget)
+        check_limits(net, budget)
     except BudgetError:
         return False
     return True

@@ -44,6 +44,10 @@ MinChannels = Annotated[
     list[str] | None, typer.Option(help="NUMBER of channels that every group keeps, or PATTERN=NUMBER")
 ]
 MultipleOf = Annotated[list[str] | None, typer.Option(help="channels stay in multiples of NUMBER, or PATTERN=NUMBER")]
+Target = Annotated[
+    list[str] | None,
+    typer.Option(help="a device of your own that a budget can name: FILE.toml, FILE.csv or MODULE:NAME"),
+]
 RunFolder = Annotated[Path, typer.Argument(help="run folder that `zerobit search` wrote")]
 
 
@@ -111,7 +115,11 @@ def search(
     task: Task = "digits",
     data: Data = None,
     model: Model = None,
-    budget: Annotated[list[str] | None, typer.Option(help="COST=LIMIT, such as size=25% or size=64kB")] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="COST=LIMIT, such as size=25%, ram=48kB or ne16.cycles=1e5; may be repeated"),
+    ] = None,
+    target: Target = None,
     max_drop: Annotated[float | None, typer.Option(help="points lost at most; finds the smallest network")] = None,
     strength: Annotated[str | None, typer.Option(help="COST=STRENGTH instead of a budget, such as size=0.5")] = None,
     out: Out = Path("run"),
@@ -136,7 +144,8 @@ def search(
     download: Download = False,
 ) -> None:
     """Compress a network of the zoo: search, cut, fine-tune, export."""
-    from zerobit.workflows import Settings, compress_task, make_control, make_method
+    from zerobit.options import make_control, make_method
+    from zerobit.workflows import Settings, compress_task
 
     settings = Settings(
         task=task, out=out, data=data, model=model, seed=seed, batch=batch, device=device, download=download,
@@ -147,6 +156,7 @@ def search(
         budget=budget,
         max_drop=None if max_drop is None else max_drop / 100,
         strength=strength,
+        targets=target or (),
         float_path=float_,
         float_epochs=float_epochs,
         method=make_method(method, shared=shared, sampling=sampling),
@@ -173,13 +183,58 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
 ) -> None:
     """Show what zerobit makes of a model: what can be removed and quantised, what can't, and why."""
-    from zerobit.workflows import inspect_model, make_control
+    from zerobit.options import make_control
+    from zerobit.workflows import inspect_model
 
     found = inspect_model(target, input_, make_control(frozen, bits, min_channels, multiple_of))
     if as_json:
         sys.stdout.write(json.dumps(found.as_dict(), indent=2) + "\n")
         return
     found.show(console)
+
+
+@app.command()
+@_guarded
+def profile(
+    model: Annotated[
+        str, typer.Argument(help="network of the zoo, or MODULE:FACTORY, a function that returns a model")
+    ],
+    input_: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="as of inspect, such as 1,3,32,32; the zoo's own if left out"),
+    ] = None,
+    runtime: Annotated[str, typer.Option(help="onnxruntime")] = "onnxruntime",
+    out: Annotated[
+        Path, typer.Option(help="TOML file of the fit; the measurements go to the CSV file beside it")
+    ] = Path("profile.toml"),
+    weight_bits: Annotated[str, typer.Option(help="WIDTHS of weights to measure")] = "2,4,8",
+    activation_bits: Annotated[str, typer.Option(help="WIDTHS of activations to measure")] = "8",
+    grid: Annotated[int, typer.Option(help="channel counts of inputs and outputs, in equal steps up to all")] = 4,
+    multiple_of: Annotated[int, typer.Option(help="measure channel counts that are multiples of this, or all")] = 16,
+    rounds: Annotated[int, typer.Option(help="how often each configuration is timed")] = 40,
+    seed: Seed = 0,
+) -> None:
+    """Measure the layers of a model in a runtime on this machine, and fit a cost for `--target`."""
+    from zerobit.workflows import profile_model
+
+    profile_model(
+        model, input_ or [], out, runtime=runtime, weight_bits=weight_bits, activation_bits=activation_bits, grid=grid,
+        multiple_of=multiple_of, rounds=rounds, seed=seed, command=_command(), console=console,
+    )  # fmt: skip
+
+
+@app.command()
+@_guarded
+def targets(target: Target = None) -> None:
+    """List what a budget can limit: the names of all costs, their units, and where their figures are from."""
+    from zerobit.workflows import cost_rows
+
+    table = Table(title="What `--budget NAME=LIMIT` can limit", title_justify="left")
+    for title in ("name", "unit", "what it is"):
+        table.add_column(title, overflow="fold")
+    for row in cost_rows(target or ()):
+        table.add_row(*row)
+    console.print(table)
 
 
 @app.command("export")

@@ -3,12 +3,13 @@
 import html
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.table import Table
 
 from zerobit.atomic import replacing
+from zerobit.cost.base import GRID_BITS
 from zerobit.cost.usage import usage
 from zerobit.formats import GRID
 from zerobit.graph.ir import Graph
@@ -46,6 +47,7 @@ class Stage:
         test: metric on test data, or None.
         size: bytes of weights.
         macs: multiplications per sample.
+        costs: name -> other costs that were limited, with their units; none of the float network.
     """
 
     name: str
@@ -53,12 +55,13 @@ class Stage:
     test: float | None
     size: float
     macs: float
+    costs: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def layer_rows(graph: Graph, plan: Plan) -> list[LayerRow]:
     """One row per weight of the uncut graph."""
     use = usage(graph, plan.net_bits())
-    sizes = {w.name: float((w.dist.bits * w.fan_in).sum()) / 8 for w in use.weights}
+    sizes = {w.name: float((w.counts @ GRID_BITS) * w.fan_in) / 8 for w in use.weights}
     total = sum(sizes.values())
     rows = []
     for name, weight in plan.weights.items():
@@ -85,7 +88,8 @@ def widths_text(widths: Mapping[int, int]) -> str:
 def stage_table(stages: Sequence[Stage], metric: str = "accuracy") -> Table:
     """Terminal table of stages."""
     table = Table(title="What came out", title_justify="left")
-    for title in ("network", f"val {metric}", f"test {metric}", "weights [B]", "of 8 bit", "MACs"):
+    names = _cost_names(stages)
+    for title in ("network", f"val {metric}", f"test {metric}", "weights [B]", "of 8 bit", "MACs", *names):
         table.add_column(title, justify="left" if title == "network" else "right")
     full = stages[0].size / 4
     for stage in stages:
@@ -97,8 +101,13 @@ def stage_table(stages: Sequence[Stage], metric: str = "accuracy") -> Table:
             f"{stage.size:,.0f}",
             share,
             f"{stage.macs:,.0f}",
+            *(stage.costs.get(name, "") for name in names),
         )
     return table
+
+
+def _cost_names(stages: Sequence[Stage]) -> list[str]:
+    return list(dict.fromkeys(name for stage in stages for name in stage.costs))
 
 
 def layer_table(rows: Sequence[LayerRow]) -> Table:
@@ -143,11 +152,14 @@ def html_page(title: str, stages: Sequence[Stage], rows: Sequence[LayerRow], fac
 
 
 def _stage_html(stages: Sequence[Stage]) -> str:
-    head = "<tr><th>network<th>validation<th>test<th>weights [B]<th>of 8 bit<th>MACs"
+    names = _cost_names(stages)
+    titles = ("network", "validation", "test", "weights [B]", "of 8 bit", "MACs", *map(html.escape, names))
+    head = "<tr>" + "".join(f"<th>{title}" for title in titles)
     full = stages[0].size / 4
     body = "".join(
         f"<tr><td>{html.escape(s.name)}<td>{_percent(s.val)}<td>{_percent(s.test)}"
         f"<td>{s.size:,.0f}<td>{s.size / full:.1%}<td>{s.macs:,.0f}"
+        + "".join(f"<td>{html.escape(s.costs.get(name, ''))}" for name in names)
         for s in stages
     )
     return f"<table>{head}{body}</table>"

@@ -1,9 +1,7 @@
 """What the commands do, on tasks and networks of the zoo and on run folders."""
 
-import importlib
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +10,23 @@ from rich.console import Console
 from torch import nn
 
 from zerobit.api import Normalisation, Result, compress
+from zerobit.cost.base import AbstractCost
+from zerobit.cost.own import load_costs
 from zerobit.cost.parse import make_price, parse_budgets
+from zerobit.cost.registry import device, device_names, named_cost
 from zerobit.coverage import Coverage, OpRow, inspect
 from zerobit.cut.apply import QuantNet
 from zerobit.cut.store import load
-from zerobit.errors import BudgetError, CaptureError, FormatError, TrainingError
+from zerobit.errors import FormatError, TrainingError
 from zerobit.export import onnx as export_onnx
 from zerobit.export.verify import Comparison, verify_onnx
 from zerobit.integer.ir import IntegerGraph
 from zerobit.integer.lower import lower
+from zerobit.options import make_model, parse_input, parse_strength, parse_widths
 from zerobit.report import Stage, layer_rows, layer_table, stage_table, write_text
 from zerobit.runs import Run, load_float, save_float
-from zerobit.search.control import Control, Count
-from zerobit.search.method import AbstractMethod, ChannelSoftmax
+from zerobit.search.control import Control
+from zerobit.search.method import AbstractMethod
 from zerobit.train.loop import Hardware
 from zerobit.train.objective import Objective, evaluate
 from zerobit.train.phases import Data, train_float
@@ -42,6 +44,8 @@ _FLOAT, _SMALL, _PLAN, _ONNX, _REPORT = (
     "report.html",
 )
 _EVALUATION_BATCH = 500
+#: Of a network of the zoo that is measured without a task.
+_CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,7 @@ def compress_task(
     budget: Sequence[str] | None = None,
     max_drop: float | None = None,
     strength: str | None = None,
+    targets: Sequence[str] = (),
     float_path: Path | None = None,
     float_epochs: int = 40,
     method: AbstractMethod | None = None,
@@ -120,8 +125,8 @@ def compress_task(
     console: Console,
 ) -> Result:
     """Compress a network of the zoo and write everything to the run folder."""
-    limits, charge = parse_budgets(budget) if budget else None, _strength(strength)
-    make_price(limits, charge, max_drop)  # a mistake here is better known before a float network is trained
+    limits, charge = parse_budgets(budget) if budget else None, parse_strength(strength)
+    make_price(limits, charge, max_drop, targets)  # a mistake here is better known before a float network is trained
     task, definition = settings.load()
     net, control = definition.build(task.num_classes), control or Control()
     if control != Control():
@@ -139,6 +144,7 @@ def compress_task(
         budget=limits,
         max_drop=max_drop,
         strength=charge,
+        targets=targets,
         method=method,
         **vars(control),
         epochs=epochs,
@@ -154,30 +160,26 @@ def compress_task(
     return result
 
 
-def make_method(name: str, *, shared: bool, sampling: str) -> AbstractMethod | None:
-    """The method of a name; None for the default, which starts near the budget.
+def cost_rows(targets: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(name, unit, what it is) of every cost that a budget can name.
+
+    Args:
+        targets: of the user's own, as for `compress`.
 
     Raises:
-        FormatError: there is none of that name, or no such sampling.
+        BudgetError: one of these can't be read.
     """
-    if name != "softmax":
-        msg = f"`method` is {name!r}; allowed are ('softmax',); choose one of these"
-        raise FormatError(msg)
-    if not shared and sampling == "hard":
-        return None
-    soft = sampling != "hard"
-    return ChannelSoftmax(shared=shared, sampling=sampling, end_temperature=0.05 if soft else 1.0)  # type: ignore[arg-type]
+    rows = [(name, named_cost(name).unit, _first_line(named_cost(name))) for name in ("size", "macs", "bops", "ram")]
+    for name in device_names():
+        found = device(name)
+        rows += [(f"{name}.{metric}", cost.unit, found.source) for metric, cost in found.metrics.items()]
+    for target in targets:
+        rows += [(name, cost.unit, target) for name, cost in load_costs(target).items()]
+    return rows
 
 
-def _strength(text: str | None) -> tuple[str, float] | None:
-    if text is None:
-        return None
-    ((name, value),) = parse_budgets([text]).items()
-    try:
-        return name, float(value)
-    except ValueError:
-        msg = f"`strength` is {text!r}; allowed is COST=NUMBER, such as size=0.5; write that"
-        raise BudgetError(msg) from None
+def _first_line(cost: AbstractCost) -> str:
+    return (type(cost).__doc__ or "").partition("\n")[0]
 
 
 def _data(task: ZooTask, settings: Settings) -> Data:
@@ -217,7 +219,7 @@ def _exported_stage(result: Result, path: Path, task: ZooTask) -> Stage:
         return float((logits.argmax(1) == split.y.numpy()).mean())
 
     last = result.stages[-1]
-    return Stage("exported", score(task.val), score(task.test), last.size, last.macs)
+    return replace(last, name="exported", val=score(task.val), test=score(task.test))
 
 
 def raw_images(split: Split) -> np.ndarray:
@@ -295,49 +297,6 @@ def verify_run(folder: Path, data: Path | None) -> Outcome:
     return Outcome(rows, accuracy, agreement, _float_ops(graph))
 
 
-def make_control(
-    frozen: Sequence[str] | None,
-    bits: Sequence[str] | None,
-    min_channels: Sequence[str] | None,
-    multiple_of: Sequence[str] | None,
-) -> Control:
-    """The user's wishes from the entries of options.
-
-    Args:
-        frozen: patterns.
-        bits: "PATTERN=8" or "PATTERN=4,8".
-        min_channels: "8", or "PATTERN=8".
-        multiple_of: as `min_channels`.
-
-    Raises:
-        FormatError: an entry that can't be read, or a number that can't be.
-    """
-    widths: dict[str, list[int]] = {}
-    for entry in bits or ():
-        pattern, _, text = entry.rpartition("=")
-        parts = text.split(",")
-        if not pattern or not all(part.strip().isdigit() for part in parts):
-            msg = f"`bits` is {entry!r}; allowed is PATTERN=WIDTHS, such as stem.*=8 or head=4,8; write that"
-            raise FormatError(msg)
-        widths[pattern] = [int(part) for part in parts]
-    return Control.of(frozen or (), widths, _counts("min_channels", min_channels), _counts("multiple_of", multiple_of))
-
-
-def _counts(argument: str, entries: Sequence[str] | None) -> Count | None:
-    """A number for all groups, or pattern -> number."""
-    found: dict[str, int] = {}
-    for entry in entries or ():
-        pattern, _, text = entry.rpartition("=")
-        if not text.strip().isdigit() or (not pattern and len(entries or ()) > 1):
-            msg = (
-                f"`{argument}` is {list(entries or ())}; allowed is one NUMBER, or entries PATTERN=NUMBER; "
-                "write for example 8 or stem.*=8"
-            )
-            raise FormatError(msg)
-        found[pattern] = int(text)
-    return None if not found else found.get("", found)
-
-
 def inspect_model(target: str, shapes: Sequence[str], control: Control) -> Coverage:
     """What can be pruned and quantised of a model that a factory makes.
 
@@ -350,44 +309,56 @@ def inspect_model(target: str, shapes: Sequence[str], control: Control) -> Cover
         CaptureError: the factory or a shape can't be read, or the model can't be captured.
         FormatError: a pattern that matches nothing.
     """
-    inputs = [_input(text) for text in shapes]
+    inputs = [parse_input(text) for text in shapes]
     args = tuple(value for name, value in inputs if not name)
     kwargs = {name: value for name, value in inputs if name}
-    return inspect(_make(target), args, None, kwargs, **vars(control))
+    return inspect(make_model(target), args, None, kwargs, **vars(control))
 
 
-def _input(text: str) -> tuple[str, torch.Tensor]:
-    """Name, or "", and zeros of "1,3,32,32", "1,16:int64" or "tokens=1,16:int64"."""
-    name, _, rest = text.rpartition("=")
-    shape, _, kind = rest.partition(":")
-    kinds = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32, "bool": torch.bool}
-    kind = kind or "float32"
-    parts = shape.replace("x", ",").split(",")
-    if kind not in kinds or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
-        msg = (
-            f"`input` is {text!r}; allowed are positive sizes with commas, behind a colon one of the types "
-            f"{(*kinds,)}, before an equals sign a name; write for example 1,3,32,32 or tokens=1,16:int64"
-        )
-        raise CaptureError(msg)
-    return name, torch.zeros([int(p) for p in parts], dtype=kinds[kind])
+def profile_model(
+    model: str,
+    shapes: Sequence[str],
+    out: Path,
+    *,
+    runtime: str,
+    weight_bits: str,
+    activation_bits: str,
+    grid: int,
+    multiple_of: int,
+    rounds: int,
+    seed: int,
+    command: str,
+    console: Console,
+) -> None:
+    """Measure the layers of a model, fit a cost and write both.
 
+    Args:
+        model: of the zoo, or MODULE:FACTORY.
+        shapes: of the inputs, as `--input` takes them; none for the zoo's own.
+        out: TOML file of the fit.
+        runtime: to measure in.
+        weight_bits: widths, "2,4,8".
+        activation_bits: widths.
+        grid: as of `Sweep`.
+        multiple_of: as of `Sweep`.
+        rounds: as of `Sweep`.
+        seed: as of `Sweep`.
+        command: as typed, for the record.
+        console: for progress and results.
 
-def _make(target: str) -> nn.Module:
-    module_name, colon, factory_name = target.partition(":")
-    advice = "write MODULE:FACTORY, such as zerobit.zoo.models:resnet8"
-    if not colon:
-        msg = f"`target` is {target!r}; allowed is MODULE:FACTORY; {advice}"
-        raise CaptureError(msg)
-    sys.path.insert(0, str(Path.cwd()))  # a module beside the user, as `python -m` finds it
-    try:
-        factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError) as error:
-        msg = f"`target` {target!r} can't be imported ({error}); {advice}"
-        raise CaptureError(msg) from None
-    finally:
-        sys.path.pop(0)
-    model = factory()
-    if not isinstance(model, nn.Module):
-        msg = f"`target` {target!r} made a {type(model).__name__}; it must make a torch.nn.Module; {advice}"
-        raise CaptureError(msg)
-    return model
+    Raises:
+        ZerobitError: an argument can't be read, or as `profile`.
+    """
+    from zerobit.measure.profile import Sweep, profile
+
+    widths = parse_widths("weight_bits", weight_bits), parse_widths("activation_bits", activation_bits)
+    sweep = Sweep(runtime, grid, multiple_of, *widths, rounds, seed)
+    if ":" in model:
+        net, inputs = make_model(model), [parse_input(text) for text in shapes]
+    else:
+        definition = zoo_model(model)
+        net, inputs = definition.build(_CLASSES), [parse_input(text) for text in shapes]
+        inputs = inputs or [("", torch.zeros(1, *definition.input_shape))]
+    args = tuple(value for name, value in inputs if not name)
+    kwargs = {name: value for name, value in inputs if name}
+    profile(net, args, out, sweep, name=out.stem, source=command, console=console, kwargs=kwargs)

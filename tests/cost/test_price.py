@@ -6,12 +6,18 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from searches import attached, scramble
 from zerobit.cost import AbstractCost, Bops, Macs, Size, TableLatency
-from zerobit.cost.price import AbstractPrice, Budget, Strength, parse_limit, reference_cost
+from zerobit.cost.amounts import parse_limit, written
+from zerobit.cost.base import Usage
+from zerobit.cost.parse import make_price, parse_budgets
+from zerobit.cost.price import AbstractPrice, Budget, Budgets, Strength, reference_cost
+from zerobit.cost.registry import named_cost
 from zerobit.cost.usage import usage
 from zerobit.errors import BudgetError
+from zerobit.search.net import SearchNet
 
 MPIC = TableLatency.load("mpic")
 
@@ -43,6 +49,12 @@ MPIC = TableLatency.load("mpic")
         (MPIC, "5 Mcycles", 5_000_000, False),
         (MPIC, "300 cycles", 300, False),
         (MPIC, "1 cycle", 1, False),
+        (named_cost("mpic.time"), "5ms", 5e-3, False),
+        (named_cost("mpic.time"), "5 us", 5e-6, False),
+        (named_cost("mpic.time"), "0.2 s", 0.2, False),
+        (named_cost("mpic.energy"), "20uJ", 20e-6, False),
+        (named_cost("mpic.energy"), "1 mJ", 1e-3, False),
+        (named_cost("mpic.energy"), "30%", 0.3, True),
     ],
 )
 def test_limits_that_can_be_written(cost: AbstractCost, limit: str | float, amount: float, share: bool) -> None:
@@ -73,6 +85,9 @@ def test_limits_that_can_be_written(cost: AbstractCost, limit: str | float, amou
         (Macs(), "64kB"),
         (MPIC, "64kB"),
         (Size(), "64kB 3"),
+        (named_cost("mpic.time"), "5 MB"),
+        (named_cost("mpic.time"), "5 Ms"),
+        (named_cost("mpic.energy"), "5 GJ"),
     ],
 )
 def test_limits_that_cannot_be_read(cost: AbstractCost, limit: str | float) -> None:
@@ -103,7 +118,13 @@ def test_a_share_is_of_the_network_at_8_bit(cost: AbstractCost) -> None:
 
 
 def _prices() -> list[AbstractPrice]:
-    return [Budget(Size(), "25%"), Budget(MPIC, "50%"), Strength(Bops(), 0.3)]
+    return [
+        Budget(Size(), "25%"),
+        Budget(MPIC, "50%"),
+        Budget(named_cost("ne16"), "50%"),
+        Strength(Bops(), 0.3),
+        Budgets([Budget(Size(), "25%"), Budget(MPIC, "50%"), Budget(named_cost("ram"), "60%")]),
+    ]
 
 
 @pytest.mark.parametrize("price", _prices(), ids=lambda p: p.describe())
@@ -125,12 +146,18 @@ def test_a_price_pulls_the_cost_down(price: AbstractPrice) -> None:
     net.advance(1.0)
     price.update(net)
     choices = [p for n, p in net.named_parameters() if n.endswith(("gate", "width"))]
-    before = float(price.cost(usage(net.graph, net.bits())).detach())
+    before = _relative(price, net)
     grads = torch.autograd.grad(price(net), choices)
     with torch.no_grad():
         for parameter, grad in zip(choices, grads, strict=True):
             parameter -= 1e-3 * grad / grad.norm().clamp_min(1e-12)
-    assert float(price.cost(usage(net.graph, net.bits())).detach()) < before
+    assert _relative(price, net) < before
+
+
+def _relative(price: AbstractPrice, net: SearchNet) -> float:
+    """All costs, each in units of the network at 8 bit."""
+    use = usage(net.graph, net.bits())
+    return sum(float(cost(use).detach()) / reference_cost(net.graph, cost) for cost in price.costs)
 
 
 def test_multiplier_rises_while_the_limit_is_broken_and_falls_otherwise() -> None:
@@ -146,7 +173,7 @@ def test_multiplier_rises_while_the_limit_is_broken_and_falls_otherwise() -> Non
         for name, parameter in net.named_parameters():
             if name.endswith("gate"):
                 parameter.fill_(-9.0)
-    assert float(budget.violation(net).detach()) < 0
+    assert float(budget.violation(net, usage(net.graph, net.bits())).detach()) < 0
     falling = []
     for _ in range(200):
         budget.update(net)
@@ -197,3 +224,97 @@ def test_prices_of_other_settings_are_told_apart() -> None:
         for p in (Budget(Size(), "25%"), Budget(Size(), "26%"), Budget(Bops(), "25%"), Strength(Size(), 0.25))
     ]
     assert len(set(texts)) == 4
+
+
+def test_several_budgets_are_the_sum_of_each() -> None:
+    net = scramble(attached("digits", "softmax"), 1)
+    single = [Budget(Size(), "10%"), Budget(MPIC, "30%")]
+    both = Budgets([Budget(Size(), "10%"), Budget(MPIC, "30%")])
+    for _ in range(3):
+        for price in (*single, both):
+            price.update(net)
+        net.advance(0.5)
+    alone = [float(price(net).detach()) for price in single]
+    assert all(value > 0 for value in alone)
+    assert float(both(net).detach()) == pytest.approx(sum(alone), rel=1e-6)
+    assert [(x.cost.name, x.amount) for x in both.limits(net.graph)] == [
+        (price.cost.name, price.limit(net.graph)) for price in single
+    ]
+    again = Budgets([Budget(Size(), "10%"), Budget(MPIC, "30%")])
+    again.load_state_dict(both.state_dict())
+    assert again.state_dict() == both.state_dict()
+    assert float(again(net).detach()) == float(both(net).detach())
+
+
+def test_only_the_budgets_that_bind_are_paid_for() -> None:
+    net = attached("digits", "softmax")
+    net.advance(1.0)
+    both = Budgets([Budget(Size(), "5%"), Budget(MPIC, "100%")])
+    for _ in range(5):
+        both.update(net)
+    state = both.state_dict()
+    assert state["size"]["multiplier"] > 0
+    assert state["mpic"]["multiplier"] == 0
+    assert float(both(net).detach()) == pytest.approx(float(both.budgets[0](net).detach()), rel=1e-6)
+
+
+def test_a_budget_far_from_its_limit_pushes_no_more() -> None:
+    """A multiplier that has risen would close gates long after the limit is kept."""
+    net = attached("digits")
+    budget = Budget(Size(), "300%")
+    budget.load_state_dict({"multiplier": 3.0, "start": None})
+    net.advance(1.0)
+    choices = [p for n, p in net.named_parameters() if n.endswith(("gate", "width"))]
+    assert float(budget.violation(net, usage(net.graph, net.bits())).detach()) < -0.5
+    assert all(not g.any() for g in torch.autograd.grad(budget(net), choices, materialize_grads=True))
+    budget.load_state_dict({"multiplier": 8.0, "start": None})
+    assert any(g.any() for g in torch.autograd.grad(budget(net), choices, materialize_grads=True))
+
+
+def test_a_cost_is_limited_once() -> None:
+    with pytest.raises(BudgetError, match=r"`budget` limits \['size', 'size'\]"):
+        Budgets([Budget(Size(), "10%"), Budget(Size(), "20%")])
+    with pytest.raises(BudgetError, match=r"`budget` limits \[\]"):
+        Budgets([])
+    with pytest.raises(BudgetError, match=r"`budget` limits 'size' twice"):
+        parse_budgets(["size=10%", "size=20%"])
+
+
+def test_budgets_are_written_as_on_the_command_line() -> None:
+    entries = parse_budgets(["size=64kB", "ram=48kB", "ne16.cycles=1e5"])
+    price = make_price(entries, None, None)
+    graph = attached("digits").graph
+    found = [(limit.cost.name, limit.amount) for limit in price.limits(graph)]
+    assert found == [("size", 64_000), ("ram", 48_000), ("ne16", 1e5)]
+    own = make_price({"gap8": "50%", "half": 3}, None, None, [_Half()])
+    assert [limit.cost.name for limit in own.limits(graph)] == ["gap8", "half"]
+    with pytest.raises(BudgetError, match=r"`budget` names the cost 'third'; allowed are .*ne16.cycles, half;"):
+        make_price({"third": 3}, None, None, [_Half()])
+    with pytest.raises(BudgetError, match=r"called 'half', a name that is taken"):
+        make_price({"half": 3}, None, None, [_Half(), _Half()])
+    with pytest.raises(BudgetError, match=r"called 'size', a name that is taken"):
+        make_price({"size": 3}, None, None, [Size()])
+
+
+class _Half(AbstractCost):
+    """Half a byte."""
+
+    name = "half"
+    unit = "B"
+
+    def __call__(self, use: Usage) -> Tensor:
+        return Size()(use) / 2
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (19_339.4, "B", "19,339 B"),
+        (0.0052131, "s", "5.213 ms"),
+        (2.5, "s", "2.5 s"),
+        (1.28e-4, "J", "128 uJ"),
+        (3e-9, "J", "3 nJ"),
+    ],
+)
+def test_amounts_are_written_for_people(value: float, unit: str, text: str) -> None:
+    assert written(value, unit) == text

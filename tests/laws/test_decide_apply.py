@@ -16,8 +16,8 @@ from zerobit.cost import Bops, Macs, Size, TableLatency
 from zerobit.cost.price import Budget, Strength
 from zerobit.cost.usage import usage
 from zerobit.cut.apply import QuantNet, apply
-from zerobit.cut.decide import check_budget, decide, read_choices
-from zerobit.cut.project import smallest
+from zerobit.cut.choices import smallest
+from zerobit.cut.decide import check_limits, decide, read_offer
 from zerobit.errors import BudgetError, PlanError
 from zerobit.formats import GRID
 from zerobit.plan import Plan
@@ -35,7 +35,7 @@ def _outputs(net: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def _reachable(net: SearchNet, cost_name: str) -> float:
-    return float(COSTS[cost_name](usage(net.graph, smallest(read_choices(net)).net_bits())))
+    return float(COSTS[cost_name](usage(net.graph, smallest(read_offer(net)[0]).net_bits())))
 
 
 def _cost(net: SearchNet, plan: Plan, cost_name: str) -> float:
@@ -136,7 +136,7 @@ def test_budgets_are_kept_on_every_network(row: ModelCase) -> None:
 )
 def test_an_infeasible_budget_names_what_can_be_reached(method: str, cost: str) -> None:
     net = attached("inverted_residual", method)
-    for ask in (check_budget, decide):
+    for ask in (check_limits, decide):
         with pytest.raises(BudgetError, match=rf"`budget` for {cost} is .*held by") as caught:
             ask(net, Budget(COSTS[cost], 1))
     found = re.search(r"smallest reachable is ([0-9.,e+]+) ", str(caught.value))
@@ -153,7 +153,7 @@ def test_float_weights_are_named_where_they_hold_a_budget() -> None:
     row = case("recurrent")
     net = attach(row.build(), row.inputs(2), ChannelSoftmax(), frozen=["lstm"])
     with pytest.raises(BudgetError, match=r"held by .*float"):
-        check_budget(net, Budget(Size(), 1))
+        check_limits(net, Budget(Size(), 1))
 
 
 @pytest.mark.parametrize("method", METHODS)

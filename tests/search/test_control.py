@@ -17,7 +17,7 @@ from zerobit.cost import Bops, Macs, Size
 from zerobit.cost.price import Budget
 from zerobit.cost.usage import usage
 from zerobit.cut.apply import apply
-from zerobit.cut.decide import check_budget, decide
+from zerobit.cut.decide import check_limits, decide
 from zerobit.cut.store import load, save
 from zerobit.errors import BudgetError, FormatError
 from zerobit.graph.ir import FROZEN
@@ -100,7 +100,7 @@ def test_enough_channels_in_multiples_stay_everywhere(
         assert float(budget.cost(usage(net.graph, plans[1].net_bits()))) <= budget.limit(net.graph)
     except BudgetError:
         with pytest.raises(BudgetError):
-            check_budget(net, budget)
+            check_limits(net, budget)
     hard = net.bits(hard=True)
     for group in net.graph.groups:
         counts = [int(hard.keep[group.name].sum()), *(len(plan.kept[group.name]) for plan in plans)]

@@ -229,7 +229,7 @@ def test_an_embedding_multiplies_nothing() -> None:
     macs = {layer.weight.name: float(layer.macs_by_width.sum()) for layer in use.layers}
     assert macs["table.weight"] == 0
     assert macs["first.weight"] == 5 * 8 * 6
-    sizes = {w.name: float(w.fan_in) * len(w.dist.p) for w in use.weights}
+    sizes = {w.name: float(w.fan_in * w.counts.sum()) for w in use.weights}
     assert sizes["table.weight"] == 11 * 8
 
 

@@ -19,6 +19,7 @@ from zerobit.search.choice import MIN_TEMPERATURE, AbstractChoice, UnitRule
 from zerobit.search.gates.logit import LogitGate
 from zerobit.search.method import ChannelSoftmax
 from zerobit.search.net import SearchNet
+from zerobit.search.norms import unit_norms
 from zerobit.search.widths.coupled import CoupledChoice
 
 #: Every network with the two forms of choice, every method on two networks.
@@ -407,3 +408,19 @@ def test_calibration_fits_ranges_to_what_it_sees() -> None:
 def test_a_model_without_layers_is_refused() -> None:
     with pytest.raises(CaptureError, match=r"`model`.*no weight of two or more dimensions"):
         attach(nn.ReLU(), torch.randn(2, 3), ChannelSoftmax())
+
+
+def test_gates_start_open_in_the_order_of_their_units_norms() -> None:
+    net = attached("digits")
+    for group in net.graph.groups:
+        choice = net.group_choice(group)
+        if choice is None:
+            continue
+        assert isinstance(choice, LogitGate)
+        logits, norms = choice.gate.detach(), unit_norms(net, group)
+        assert (logits > 0).all()
+        assert torch.equal(torch.argsort(logits), torch.argsort(norms))
+        assert float(logits.mean()) == pytest.approx(float(torch.logit(torch.tensor(0.85))), rel=1e-5)
+        soft = LogitGate(group.units, "softmax", 0.85, UnitRule())
+        soft.order(norms)
+        assert (soft.gate == soft.gate[0]).all(), "their scale makes up for one value"

@@ -54,6 +54,7 @@ class LayerUse:
         depthwise: whether each output channel reads one input channel.
         groups: of a grouped convolution, uncut.
         activation: widths of the input, one row; None for one that has no quantizer and is read in float.
+        stride: steps of the window, () for linear.
     """
 
     name: str
@@ -66,11 +67,13 @@ class LayerUse:
     depthwise: bool
     groups: int
     activation: BitDist | None
+    stride: tuple[int, ...] = ()
 
     @property
     def macs_by_width(self) -> Tensor:
         """[..., B], expected multiplications at each weight width; those of removed channels stand at width 0."""
-        return self.weight.counts * (self.weight.fan_in * self.positions)[..., None]
+        per_channel = (self.weight.fan_in * self.positions).to(self.weight.counts.device)
+        return self.weight.counts * per_channel[..., None]
 
     @property
     def activation_bits(self) -> Tensor:
@@ -88,8 +91,8 @@ class ValueUse:
         name: of the tensor that is written to it first.
         elements: float64 [...], expected kept values per sample.
         bits: float64 [...], expected width that each is stored with.
-        first: position in the graph's order of the op that writes it; -1 for an input of the network.
-        last: position of the last op that reads it.
+        first: step of the runtime, in the graph's order, that writes it; -1 for an input of the network.
+        last: last step that reads it; the number of steps for what the network returns.
     """
 
     name: str
@@ -129,6 +132,8 @@ class AbstractCost(ABC):
         unit: of the value.
         storage: widths that weights are stored and computed with; others round up.
         channel_multiple: the number of channels that stay is best a multiple of this.
+        run_per_width: whether each width in a layer is a run of its own with a fixed part, so that a channel apart
+            costs more than it saves; a search then gives every layer one width.
         by_weight: whether the cost of a network is the sum, over its weights, of the cost of each with the layers that
             read it, and a part that no width enters. False for a peak.
         per_channel: whether, with the inputs given, it is linear in the number of channels at each width. False for a
@@ -139,6 +144,7 @@ class AbstractCost(ABC):
     unit: str
     storage: tuple[int, ...] = DEFAULT_STORAGE
     channel_multiple: int = 1
+    run_per_width: bool = False
     by_weight: bool = True
     per_channel: bool = True
 

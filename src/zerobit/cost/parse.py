@@ -2,37 +2,30 @@
 
 from collections.abc import Mapping, Sequence
 
-from zerobit.cost.analytic import Bops, Macs, Size
+from zerobit.cost.analytic import Size
 from zerobit.cost.base import AbstractCost
-from zerobit.cost.price import AbstractPrice, Budget, Strength
-from zerobit.cost.table import TableLatency, target_names
+from zerobit.cost.own import load_costs
+from zerobit.cost.price import AbstractPrice, Budget, Budgets, Strength
+from zerobit.cost.registry import cost_names, named_cost
 from zerobit.errors import BudgetError
 
 #: Budget that preferences are learned at when the drop is limited.
 _MAX_DROP_SEARCH = "25%"
 
 
-def named_cost(name: str) -> AbstractCost:
-    """The cost that a budget names: "size", "macs", "bops", or a device with a table.
-
-    Raises:
-        BudgetError: there is none of that name.
-    """
-    formulas: dict[str, AbstractCost] = {"size": Size(), "macs": Macs(), "bops": Bops()}
-    if name in formulas:
-        return formulas[name]
-    if name in target_names():
-        return TableLatency.load(name)
-    msg = f"`budget` names the cost {name!r}; allowed are {(*formulas, *target_names())}; choose one of these"
-    raise BudgetError(msg)
-
-
 def make_price(
     budget: Mapping[str, str | float] | str | float | None,
     strength: tuple[str, float] | None,
     max_drop: float | None,
+    targets: Sequence[str | AbstractCost] = (),
 ) -> AbstractPrice:
-    """The price that `compress` trains against; exactly one argument is to be given.
+    """The price that `compress` trains against; exactly one of the first three arguments is to be given.
+
+    Args:
+        budget: as for `compress`.
+        strength: as for `compress`.
+        max_drop: as for `compress`.
+        targets: costs of the user's own, which the others can name.
 
     Raises:
         BudgetError: none or several are given, or one can't be read.
@@ -44,8 +37,9 @@ def make_price(
             "for example budget={'size': '25%'}"
         )
         raise BudgetError(msg)
+    own = _own_costs(targets)
     if strength is not None:
-        return Strength(named_cost(strength[0]), strength[1])
+        return Strength(_cost(strength[0], own), strength[1])
     if max_drop is not None:
         if not max_drop > 0:
             msg = f"`max_drop` is {max_drop}; allowed are positive numbers, 0.01 is one point; choose one"
@@ -53,11 +47,29 @@ def make_price(
         return Budget(Size(), _MAX_DROP_SEARCH)
     assert budget is not None
     entries = dict(budget) if isinstance(budget, Mapping) else {"size": budget}
-    if len(entries) != 1:
-        msg = f"`budget` is {entries}; exactly one cost can be limited; give one, such as {{'size': '25%'}}"
-        raise BudgetError(msg)
-    ((name, limit),) = entries.items()
-    return Budget(named_cost(name), limit)
+    budgets = [Budget(_cost(name, own), limit) for name, limit in entries.items()]
+    return budgets[0] if len(budgets) == 1 else Budgets(budgets)
+
+
+def _own_costs(targets: Sequence[str | AbstractCost]) -> dict[str, AbstractCost]:
+    """By every name that can be written.
+
+    Raises:
+        BudgetError: one can't be read, or two have one name.
+    """
+    result: dict[str, AbstractCost] = {}
+    for target in targets:
+        named = load_costs(target) if isinstance(target, str) else {target.name: target}
+        twice = next((name for name in named if name in result or name in cost_names()), None)
+        if twice is not None:
+            msg = f"`target` {target!r} is called {twice!r}, a name that is taken; allowed are others; rename it"
+            raise BudgetError(msg)
+        result |= named
+    return result
+
+
+def _cost(name: str, own: Mapping[str, AbstractCost]) -> AbstractCost:
+    return own[name] if name in own else named_cost(name, tuple(own))
 
 
 def parse_budgets(entries: Sequence[str]) -> dict[str, str]:

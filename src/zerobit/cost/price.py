@@ -1,24 +1,22 @@
-"""`Strength` and `Budget`: how a cost enters the loss.
+"""`Strength`, `Budget` and `Budgets`: how costs enter the loss.
 
-Both work in relative units: the cost of the same network with all weights at 8 bit is 1, on every model and target.
+All work in relative units: the cost of the same network with all weights at 8 bit is 1, on every model and target.
 """
 
-import math
-import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from zerobit.bits import NetBits
-from zerobit.cost.base import AbstractCost
+from zerobit.cost.amounts import parse_limit
+from zerobit.cost.base import AbstractCost, Usage
 from zerobit.cost.usage import uniform, usage
 from zerobit.errors import BudgetError
 from zerobit.graph.ir import Graph
-
-_UNITS = {"": 1.0, "k": 1e3, "ki": 1024.0, "m": 1e6, "mi": 1024.0**2, "g": 1e9, "gi": 1024.0**3}
-_AMOUNT = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
 class Searched(Protocol):
@@ -41,10 +39,32 @@ def reference_cost(graph: Graph, cost: AbstractCost, bits: int = 8) -> float:
     return float(cost(usage(graph, uniform(graph, bits))))
 
 
-class AbstractPrice(ABC):
-    """A loss term; `price(net)` is pure, `price.update(net)` moves what it keeps."""
+@dataclass(frozen=True)
+class Limit:
+    """What a network may cost.
+
+    Attributes:
+        cost: what is limited.
+        amount: the most it may be, in the cost's unit.
+    """
 
     cost: AbstractCost
+    amount: float
+
+
+class AbstractPrice(ABC):
+    """A loss term; `price(net)` is pure, `price.update(net)` moves what it keeps.
+
+    Attributes:
+        costs: what it charges for.
+    """
+
+    costs: tuple[AbstractCost, ...]
+
+    def limits(self, graph: Graph) -> tuple[Limit, ...]:
+        """What `decide` guarantees on a network; nothing, unless the price is a budget."""
+        del graph
+        return ()
 
     @abstractmethod
     def __call__(self, net: Searched) -> Tensor:
@@ -79,7 +99,7 @@ class Strength(AbstractPrice):
         if not strength >= 0:
             msg = f"`strength` is {strength}; allowed are numbers from 0; choose one"
             raise BudgetError(msg)
-        self.cost, self.strength = cost, float(strength)
+        self.cost, self.costs, self.strength = cost, (cost,), float(strength)
         self._full_of: tuple[Graph, float] | None = None
 
     def _full(self, graph: Graph) -> float:
@@ -113,7 +133,8 @@ class Budget(AbstractPrice):
     """A limit: an augmented Lagrangian in the search, guaranteed by `decide`.
 
     The limit falls from the start's cost to the budget over the first part of the search; the multiplier follows the
-    violation. Loss term: multiplier * v + stiffness / 2 * max(v, 0)^2 with v = cost / limit - 1.
+    violation. Loss term: (max(0, multiplier + stiffness * v)^2 - multiplier^2) / (2 * stiffness) with
+    v = cost / limit - 1 (Rockafellar, 1973: the augmented Lagrangian of an inequality).
 
     Args:
         cost: what to limit.
@@ -135,7 +156,7 @@ class Budget(AbstractPrice):
         stiffness: float = 10.0,
         rate: float = 0.05,
     ) -> None:
-        self.cost, self.text = cost, str(limit)
+        self.cost, self.costs, self.text = cost, (cost,), str(limit)
         self.ramp, self.stiffness, self.rate = ramp, stiffness, rate
         self.amount, self.is_share = parse_limit(cost, limit)
         self.multiplier = 0.0
@@ -149,6 +170,10 @@ class Budget(AbstractPrice):
             self._limit_of = graph, self.amount * full
         return self._limit_of[1]
 
+    def limits(self, graph: Graph) -> tuple[Limit, ...]:
+        """The one limit."""
+        return (Limit(self.cost, self.limit(graph)),)
+
     def current_limit(self, net: Searched) -> float:
         """Where the falling limit is now."""
         final = self.limit(net.graph)
@@ -156,22 +181,34 @@ class Budget(AbstractPrice):
         share = min(1.0, net.progress / self.ramp) if self.ramp > 0 else 1.0
         return start * (final / start) ** share
 
-    def violation(self, net: Searched) -> Tensor:
-        """Cost / current limit - 1, differentiable."""
-        return self.cost(usage(net.graph, net.bits())) / self.current_limit(net) - 1
+    def violation(self, net: Searched, use: Usage) -> Tensor:
+        """Cost / current limit - 1, differentiable.
+
+        Args:
+            net: in search.
+            use: of its choices.
+        """
+        return self.cost(use) / self.current_limit(net) - 1
+
+    def lagrangian(self, net: Searched, use: Usage) -> Tensor:
+        """Augmented Lagrangian of the violation; what is far enough below the limit is not pushed on."""
+        pressure = (self.multiplier + self.stiffness * self.violation(net, use)).clamp_min(0)
+        return (pressure.square() - self.multiplier**2) / (2 * self.stiffness)
 
     def __call__(self, net: Searched) -> Tensor:
-        """Augmented Lagrangian of the violation, and the penalty."""
-        v = self.violation(net)
-        lagrangian = self.multiplier * v + 0.5 * self.stiffness * v.clamp_min(0).square()
-        return (lagrangian + net.penalty()).float()
+        """Augmented Lagrangian of the violation, and the method's penalty."""
+        return (self.lagrangian(net, usage(net.graph, net.bits())) + net.penalty()).float()
 
     @torch.no_grad()
     def update(self, net: Searched) -> None:
         """Raise the multiplier while the limit is exceeded, lower it (to 0 at least) while it is not."""
+        self.follow(net, usage(net.graph, net.bits()))
+
+    def follow(self, net: Searched, use: Usage) -> None:
+        """`update` at a usage that is known."""
         if self._start is None:
-            self._start = float(self.cost(usage(net.graph, net.bits())))
-        self.multiplier = max(0.0, self.multiplier + self.rate * float(self.violation(net)))
+            self._start = float(self.cost(use))
+        self.multiplier = max(0.0, self.multiplier + self.rate * float(self.violation(net, use)))
 
     def describe(self) -> str:
         """Cost, limit and the constants of the multiplier."""
@@ -186,31 +223,50 @@ class Budget(AbstractPrice):
         self.multiplier, self._start = float(state["multiplier"] or 0.0), state["start"]
 
 
-def parse_limit(cost: AbstractCost, limit: str | float) -> tuple[float, bool]:
-    """(amount, whether it is a share of the 8-bit network) of "25%", "64kB", "48 KiB" or a number.
+class Budgets(AbstractPrice):
+    """Several limits at once: each has a multiplier of its own, so that only those that bind are paid for.
+
+    Args:
+        budgets: one for each cost.
 
     Raises:
-        BudgetError: the text can't be read, the unit is another cost's, or the amount is not positive.
+        BudgetError: there is none, or two limit the same cost.
     """
-    text = str(limit).strip()
-    share = text.endswith("%")
-    match = _AMOUNT.fullmatch(text.removesuffix("%"))
-    amount = _number(match.group(1)) if match else None
-    letters = match.group(2).lower() if match else ""
-    units = (cost.unit.lower() + "s", cost.unit.lower())
-    prefix = next((letters.removesuffix(u) for u in units if letters.endswith(u)), letters)
-    if amount is None or not 0 < amount < math.inf or prefix not in _UNITS or (share and letters):
-        msg = (
-            f"`budget` for {cost.name} is {text!r}; allowed are a positive number, a number with a unit like "
-            f"'64k{cost.unit}', or a percentage of the 8-bit network like '25%'; write one of these"
-        )
-        raise BudgetError(msg)
-    scale = 0.01 if share else _UNITS[prefix]
-    return amount * scale, share
 
+    def __init__(self, budgets: Sequence[Budget]) -> None:
+        self.budgets = tuple(budgets)
+        self.costs = tuple(b.cost for b in self.budgets)
+        names = [cost.name for cost in self.costs]
+        if not names or len(set(names)) < len(names):
+            msg = f"`budget` limits {names}; allowed is one limit or more, one for each cost; leave out the others"
+            raise BudgetError(msg)
 
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    def limits(self, graph: Graph) -> tuple[Limit, ...]:
+        """All limits."""
+        return tuple(limit for budget in self.budgets for limit in budget.limits(graph))
+
+    def __call__(self, net: Searched) -> Tensor:
+        """Sum of the augmented Lagrangians, and the method's penalty."""
+        use = usage(net.graph, net.bits())
+        terms = torch.stack([budget.lagrangian(net, use) for budget in self.budgets])
+        return (terms.sum() + net.penalty()).float()
+
+    @torch.no_grad()
+    def update(self, net: Searched) -> None:
+        """As of each budget."""
+        use = usage(net.graph, net.bits())
+        for budget in self.budgets:
+            budget.follow(net, use)
+
+    def describe(self) -> str:
+        """All budgets."""
+        return "; ".join(budget.describe() for budget in self.budgets)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of every budget, by the name of its cost."""
+        return {budget.cost.name: budget.state_dict() for budget in self.budgets}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up where the same budgets were."""
+        for budget in self.budgets:
+            budget.load_state_dict(state[budget.cost.name])

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from zerobit.bits import BitDist, NetBits
 from zerobit.cost.base import LayerUse, Usage, WeightUse
+from zerobit.cost.liveness import make_values
 from zerobit.graph.ir import Graph, Kind, Op
 from zerobit.quant.placement import activation_sites, place
 
@@ -17,27 +18,32 @@ def usage(graph: Graph, bits: NetBits) -> Usage:
         bits: widths of its channels.
     """
     axis = AxisKeep(graph, bits)
-    weights = {name: WeightUse(name, bits.weights[name].p.sum(0), _fan_in(graph, name, axis)) for name in graph.rows}
+    weights = {name: WeightUse(name, bits.weights[name].p.sum(-2), _fan_in(graph, name, axis)) for name in graph.rows}
     layers = [_layer_use(graph, op, weights[op.weight], bits, axis) for op in graph.weighted if op.weight is not None]
     rest = sum((_count(graph, name, axis) for name in graph.float_weights), torch.zeros((), dtype=torch.float64))
-    return Usage(tuple(weights.values()), tuple(layers), rest)
+    return Usage(tuple(weights.values()), tuple(layers), rest, lambda: make_values(graph, axis.gone, bits))
 
 
 class AxisKeep:
-    """Expected number of positions that stay along a dimension of a tensor."""
+    """Expected number of positions that stay along a dimension of a tensor.
+
+    Attributes:
+        gone: group name -> float64 [...], expected number of units that are removed.
+    """
 
     def __init__(self, graph: Graph, bits: NetBits) -> None:
         self._size = {**graph.shapes, **graph.parameters}
-        self._gone = {name: (1 - keep).sum() for name, keep in bits.keep.items()}
+        self.gone = {name: (1 - keep).sum(-1) for name, keep in bits.keep.items()}
         self._along: dict[tuple[str, int], list[tuple[str, int]]] = {}
         for group in graph.groups:
             for member in group.members:
                 self._along.setdefault((member.tensor, member.dim), []).append((group.name, member.index.shape[1]))
 
     def __call__(self, tensor: str, dim: int) -> Tensor:
+        """Expected extent of dimension `dim` of a tensor, float64 [...]."""
         result = torch.as_tensor(float(self._size[tensor][dim]), dtype=torch.float64)
         for group, positions in self._along.get((tensor, dim), ()):
-            result = result - self._gone[group] * positions
+            result = result - self.gone[group] * positions
         return result
 
 
@@ -69,6 +75,7 @@ def _layer_use(graph: Graph, op: Op, weight: WeightUse, bits: NetBits, axis: Axi
         depthwise=bool(op.attrs.get("depthwise", False)),
         groups=int(op.attrs.get("groups", 1)),
         activation=_stored_as(graph, op.inputs[0], bits),
+        stride=tuple(op.attrs.get("stride", ())),
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zerobit.cut.promoted import settle_promoted
 from zerobit.errors import PlanError
 from zerobit.graph.describe import describe
 from zerobit.graph.edits import cut, insert_slot, strip_slots
@@ -70,6 +71,8 @@ class QuantNet(Program):
 def apply(net: SearchNet | QuantNet, plan: Plan) -> QuantNet:
     """A network with a plan made real. Pure: `net` is left as it is; on its own result it is the identity.
 
+    A channel that the plan makes wider than the search did starts from what the narrower width computed.
+
     Args:
         net: what the plan was decided for, or the network that this plan has already made.
         plan: may have been edited.
@@ -85,7 +88,9 @@ def apply(net: SearchNet | QuantNet, plan: Plan) -> QuantNet:
             )
             raise PlanError(msg)
         return copy.deepcopy(net)
+    _check_fits(net.graph, plan)
     program = copy.deepcopy(net)
+    settle_promoted(program, plan)
     strip_slots(program)
     return realise(program, net.graph, plan).train(net.training)
 

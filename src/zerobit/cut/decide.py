@@ -1,18 +1,24 @@
 """`decide`: from trained choices to a plan; with a budget, one that keeps it."""
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from zerobit.bits import BitDist
-from zerobit.cost.price import AbstractPrice, Budget
-from zerobit.cut.project import Choices, check_reachable, project
+from zerobit.cost.price import AbstractPrice
+from zerobit.cut.choices import Bools, Floats, Ints, Offer, Selection, preferred
+from zerobit.cut.project import project
+from zerobit.cut.promoted import finer, trained_bits, width_score
+from zerobit.cut.reach import check_reachable
 from zerobit.formats import GRID
 from zerobit.graph.ir import ChannelGroup
 from zerobit.graph.rows import to_rows
 from zerobit.plan import ActivationPlan, Plan, WeightPlan
 from zerobit.search.choice import AbstractChoice
 from zerobit.search.net import SearchNet
-from zerobit.search.slots import per_channel
+from zerobit.search.norms import unit_norms
 from zerobit.search.widths.coupled import CoupledChoice
 
 #: Weight of a unit's size among equal preferences; small against any learned one.
@@ -24,47 +30,90 @@ def decide(net: SearchNet, price: AbstractPrice | None = None) -> Plan:
 
     Args:
         net: from `attach`, trained or not.
-        price: a `Budget` is guaranteed: the hard choice is projected to it and what is left of it is spent on the
-            preferred promotions. Any other price, or None, takes the hard choice as it is.
+        price: the limits of a budget are guaranteed: the hard choice is projected to them and what is left of them is
+            spent. Any other price, or None, takes the hard choice as it is.
 
     Raises:
         BudgetError: the budget is smaller than the smallest choices cost.
     """
-    choices = read_choices(net)
-    if isinstance(price, Budget):
-        project(net.graph, price.cost, price.limit(net.graph), choices)
-    return _plan(net, choices)
+    offer, keep = read_offer(net)
+    limits = () if price is None else price.limits(net.graph)
+    return _plan(net, project(net.graph, limits, offer, keep) if limits else preferred(offer, keep))
 
 
-def check_budget(net: SearchNet, budget: Budget) -> None:
-    """Check before any training that a budget can be met.
+def check_limits(net: SearchNet, price: AbstractPrice) -> None:
+    """Check before any training that a budget can be met; any other price always can.
 
     Raises:
-        BudgetError: it can't; names the smallest reachable value and what holds it.
+        BudgetError: it can't; names the smallest reachable value of each cost and what holds it.
     """
-    check_reachable(net.graph, budget.cost, budget.limit(net.graph), read_choices(net))
+    check_reachable(net.graph, price.limits(net.graph), read_offer(net)[0])
 
 
 @torch.no_grad()
-def read_choices(net: SearchNet) -> Choices:
-    """Hard choice and preferences of all groups and weights, on the CPU."""
+def read_offer(net: SearchNet) -> tuple[Offer, Bools]:
+    """What a network's choices offer and prefer, and [U], the units that its hard choice keeps; on the CPU."""
     hard = net.bits(hard=True)
-    keep, keep_score, width, width_score, units, tied = {}, {}, {}, {}, {}, {}
+    units: dict[str, slice] = {}
+    keep, score = [np.zeros(0, dtype=bool)], [np.zeros(0)]
     for group in net.graph.groups:
-        choice = net.group_choice(group)
-        keep[group.name] = hard.keep[group.name].cpu() > 0.5
-        keep_score[group.name] = _keep_score(net, group, choice)
-    for weight in hard.weights:
-        units[weight] = {name: torch.as_tensor(unit) for name, unit in net.graph.row_units(weight).items()}
-        width_score[weight] = _width_score(net, weight)
-        width[weight] = width_score[weight].argmax(1)
-        slot = net.weight_slot(weight)
+        start = sum(len(k) for k in keep)
+        units[group.name] = slice(start, start + group.units)
+        keep.append((hard.keep[group.name] > 0.5).cpu().numpy())
+        score.append(_keep_score(net, group, net.group_choice(group)).numpy())
+    rows = {
+        weight: {g: _flat(unit, units[g].start) for g, unit in net.graph.row_units(weight).items()}
+        for weight in hard.weights
+    }
+    owner, width_score, channels = _owners(net, rows)
+    offer = Offer(
+        units=units,
+        rules=net.options.rules,
+        keep_score=np.concatenate(score),
+        owner=owner,
+        width_score=width_score,
+        channels=channels,
+        unit={weight: tuple(by_group.values()) for weight, by_group in rows.items()},
+        activations={name: BitDist(d.p.cpu()) for name, d in hard.activations.items()},
+    )
+    return offer, np.concatenate(keep)
+
+
+def _flat(unit: Ints | Sequence[int], start: int) -> Ints:
+    """Units of one group as places among all units; -1 stays."""
+    index = np.asarray(unit, dtype=np.int64)
+    return np.where(index >= 0, index + start, -1)
+
+
+def _owners(net: SearchNet, rows: Mapping[str, Mapping[str, Ints]]) -> tuple[dict[str, Ints], Floats, Floats]:
+    """Owner of each channel's width; [O, B], preferences; [O], channels that each preference speaks for.
+
+    A channel's width is its own, its layer's where the layer has one choice, or its unit's across layers where gate and
+    width are one choice.
+    """
+    owner: dict[str, Ints] = {}
+    score, channels = [np.zeros((0, len(GRID)))], [np.zeros(0)]
+    of_unit: dict[int, int] = {}
+    count = 0
+    for weight, by_group in rows.items():
+        slot, own = net.weight_slot(weight), width_score(net, weight).numpy()
         if slot.coupled:
-            tied[weight] = "unit"
+            unit = np.max(np.stack(list(by_group.values())), axis=0)
+            new = [u for u in dict.fromkeys(unit.tolist()) if u not in of_unit]
+            of_unit.update({u: count + i for i, u in enumerate(new)})
+            owner[weight] = np.array([of_unit[u] for u in unit.tolist()], dtype=np.int64)
+            own = own[[int(np.flatnonzero(unit == u)[0]) for u in new]]
+            weighs = np.ones(len(new))
         elif slot.width is not None and len(slot.width.width) == 1 and slot.width.channels > 1:
-            tied[weight] = "layer"
-    activations = {name: BitDist(d.p.cpu()) for name, d in hard.activations.items()}
-    return Choices(keep, width, keep_score, width_score, units, activations, net.options.rules, tied)
+            owner[weight] = np.full(len(own), count)
+            weighs, own = np.array([float(len(own))]), own[:1]
+        else:
+            owner[weight] = count + np.arange(len(own))
+            weighs = np.ones(len(own))
+        score.append(own)
+        channels.append(weighs)
+        count += len(own)
+    return owner, np.concatenate(score), np.concatenate(channels)
 
 
 def _keep_score(net: SearchNet, group: ChannelGroup, choice: AbstractChoice | None) -> Tensor:
@@ -78,52 +127,26 @@ def _keep_score(net: SearchNet, group: ChannelGroup, choice: AbstractChoice | No
     return odds + _TIE_BREAK * norm / norm.mean().clamp_min(1e-12)
 
 
-def unit_norms(net: SearchNet, group: ChannelGroup) -> Tensor:
-    """[units], root of the summed squared weights that make each unit."""
-    total = torch.zeros(group.units, dtype=torch.float64)
-    tensors = net.tensors()
-    for name, layout in net.graph.rows.items():
-        unit = torch.as_tensor(net.graph.row_units(name).get(group.name, ()), dtype=torch.int64)
-        if len(unit):
-            squares = to_rows(tensors[name].detach().double().cpu(), layout).square().sum(1)
-            total.index_add_(0, unit[unit >= 0], squares[unit >= 0])
-    return total.sqrt()
-
-
-def _width_score(net: SearchNet, weight: str) -> Tensor:
-    """[C, B], log preference of each offered grid column, -inf elsewhere."""
-    slot = net.weight_slot(weight)
-    channels = len(slot.index)
-    score = torch.full((channels, len(GRID)), -torch.inf, dtype=torch.float64)
-    columns = [GRID.index(w) for w in slot.grid.widths]
-    if slot.coupled:
-        by_name = {g.name: net.group_choice(g) for g in net.graph.groups}
-        samples = [choice.probability() for name in slot.groups if (choice := by_name[name]) is not None]
-        p = per_channel(samples, slot.index).double().cpu()[:, 1:]
-    elif slot.width is not None:
-        p = slot.width.probability().double().cpu()
-    else:
-        p = torch.ones(channels, 1, dtype=torch.float64)
-    score[:, columns] = p.clamp_min(1e-30).log()
-    return score
-
-
 @torch.no_grad()
-def _plan(net: SearchNet, choices: Choices) -> Plan:
+def _plan(net: SearchNet, selection: Selection) -> Plan:
     units = {group.name: group.units for group in net.graph.groups}
-    kept = {name: tuple(torch.nonzero(k)[:, 0].tolist()) for name, k in choices.keep.items()}
+    kept = {group.name: tuple(selection.kept(group.name)) for group in net.graph.groups}
     tensors = net.tensors()
     weights = {}
-    for name in choices.width:
+    for name in selection.offer.owner:
         grid = net.weight_slot(name).grid
         steps = grid.steps(to_rows(tensors[name], net.graph.rows[name])).double().cpu()
-        bits = choices.bits(name)
-        step = tuple(float(steps[c, grid.widths.index(b)]) if b else 0.0 for c, b in enumerate(bits))
+        bits = selection.bits(name)
+        trained = trained_bits(net, name)
+        step = tuple(
+            float(steps[c, grid.widths.index(min(b, t))]) / finer(t, b, full_range=grid.full_range) if b else 0.0
+            for c, (b, t) in enumerate(zip(bits, trained, strict=True))
+        )
         weights[name] = WeightPlan(tuple(bits), step, grid.full_range)
     activations = {}
     for site in net.sites:
         slot = net.activation_slot(site.name)
-        row = choices.activations[site.tensors[0]].p[0]
+        row = selection.offer.activations[site.tensors[0]].p[0]
         bits = GRID[int(row.argmax())]
         step = float(slot.log_step.exp()[slot.widths.index(bits)])
         activations[site.name] = ActivationPlan(site.tensors, bits, site.signed, step)

@@ -16,8 +16,10 @@ from zerobit.graph.rows import to_rows
 from zerobit.quant.placement import ActivationSite
 from zerobit.quant.slot import GRIDS, ActivationSlot
 from zerobit.search.control import Control, Count, Widths, captured
+from zerobit.search.gates.logit import LogitGate
 from zerobit.search.method import AbstractMethod
 from zerobit.search.net import SearchNet
+from zerobit.search.norms import unit_norms
 from zerobit.search.slots import Along, GateSlot, WeightSlot, choices_along
 
 __all__ = ["SearchNet", "attach", "calibrate"]
@@ -116,6 +118,8 @@ def _attach_choice(net: SearchNet, group: ChannelGroup, coupled: set[str]) -> No
         return
     choice = net.method.group_choice(group.units, net.options.rules[group.name], removable=removable)
     if choice is not None:
+        if isinstance(choice, LogitGate):
+            choice.order(unit_norms(net, group))
         insert_source(net, slot_name("groups", group.name), choice)
         net.choosing_groups.add(group.name)
 

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from zerobit.cost.amounts import written
 from zerobit.cost.price import AbstractPrice
 from zerobit.cost.usage import usage
 from zerobit.cut.apply import QuantNet
@@ -120,8 +121,8 @@ def search(
 
     def note() -> str:
         with torch.no_grad():
-            value = float(price.cost(usage(net.graph, net.bits(hard=True))))
-        return f"{price.cost.name} {value:,.0f} {price.cost.unit}"
+            use = usage(net.graph, net.bits(hard=True))
+            return ", ".join(f"{c.name} {written(float(c(use)), c.unit)}" for c in price.costs)
 
     phase = Phase(
         name="search",

@@ -1,0 +1,1 @@
+"""Devices whose cost is more than a table; every module here with a `DEVICE` is one."""

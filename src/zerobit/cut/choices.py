@@ -1,0 +1,225 @@
+"""What a search offers and prefers, and a selection from it, as flat arrays.
+
+Every unit of every group, and every owner of a width, has a place in an array, so that thousands of channels are
+compared in one expression. A width is owned by an output channel, by a layer, or by a unit across layers.
+
+A selection's value is a sum over the steps it takes: one for each unit that stays and one for each width that a channel
+is raised above its narrowest. A step that the search took is worth its log odds; one that it did not take is worth a
+little, less the surer the search was: what is left of a budget is spent on something.
+Shape legend: U units of all groups, O owners, C output channels of a weight, B = len(GRID).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from zerobit.bits import BitDist, NetBits
+from zerobit.formats import GRID
+from zerobit.search.choice import UnitRule
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+#: Sharpness of the soft step between odds that count and odds that hardly do.
+_SHARPNESS = 4.0
+#: Value of a step at even odds beyond that: however sure the search was, a step is worth more than nothing.
+_LEAST = 1e-6
+_EYE = torch.eye(len(GRID), dtype=torch.float64)
+
+
+def step_value(log_odds: Floats) -> Floats:
+    """Value of taking a step: its log odds where the search took it, next to nothing where it did not; positive."""
+    least = _LEAST / (1 + np.maximum(-log_odds, 0))
+    return np.logaddexp(0.0, _SHARPNESS * log_odds) / _SHARPNESS + least
+
+
+@dataclass(frozen=True, eq=False)
+class Offer:
+    """What can be chosen, and what each choice is worth.
+
+    Attributes:
+        units: group -> its place among all units.
+        rules: group -> how many of its units may stay.
+        keep_score: [U], log odds of staying; +inf where a unit must stay.
+        owner: weight -> [C], owner of each output channel's width.
+        width_score: [O, B], log preference of each grid column; -inf where it is not offered.
+        channels: [O], output channels that each owner's preference speaks for.
+        unit: weight -> for each group that removes rows of it, [C] unit of each output channel, -1 where it is not of
+            this group.
+        activations: as chosen.
+    """
+
+    units: Mapping[str, slice]
+    rules: Mapping[str, UnitRule]
+    keep_score: Floats
+    owner: Mapping[str, Ints]
+    width_score: Floats
+    channels: Floats
+    unit: Mapping[str, tuple[Ints, ...]]
+    activations: Mapping[str, BitDist]
+
+    @cached_property
+    def keep_value(self) -> Floats:
+        """[U], value of each unit that stays."""
+        return step_value(np.minimum(self.keep_score, 1e3))
+
+    @cached_property
+    def width_value(self) -> Floats:
+        """[O, B], value of each width above the narrowest offered, -inf where it is not offered.
+
+        Preferences are made to rise up to the preferred width and to fall from there, so that each step towards it was
+        taken and each step beyond it was not.
+        """
+        score = np.maximum(self.width_score, -1e3)
+        rising = np.maximum.accumulate(score, axis=1)
+        falling = np.maximum.accumulate(score[:, ::-1], axis=1)[:, ::-1]
+        offered = np.isfinite(self.width_score)
+        best = score.argmax(1)[:, None]
+        columns = np.arange(len(GRID))[None]
+        envelope = np.where(columns <= best, rising, falling)
+        result = np.full_like(score, -np.inf)
+        below = np.full(len(score), np.nan)
+        value = np.zeros(len(score))
+        for j in range(len(GRID)):
+            here = offered[:, j]
+            first = np.isnan(below)
+            step = step_value(np.where(first, 0.0, envelope[:, j] - np.nan_to_num(below)))
+            value = np.where(here & ~first, value + self.channels * step, value)
+            result[here, j] = value[here]
+            below = np.where(here, envelope[:, j], below)
+        return result
+
+    @cached_property
+    def owners_of_unit(self) -> csr_matrix:
+        """[U, O], 1 where an owner has channels in one unit only: it goes with it."""
+        pairs = [
+            (unit[unit >= 0], self.owner[weight][unit >= 0]) for weight, units in self.unit.items() for unit in units
+        ]
+        unit = np.concatenate([*(u for u, _ in pairs), np.zeros(0, dtype=np.int64)]).astype(np.int64)
+        owner = np.concatenate([*(o for _, o in pairs), np.zeros(0, dtype=np.int64)]).astype(np.int64)
+        shape = len(self.keep_score), len(self.width_score)
+        shared = csr_matrix((np.ones(len(unit)), (unit, owner)), shape=shape)
+        channels = np.zeros(shape[1])
+        for owners in self.owner.values():
+            channels += np.bincount(owners, minlength=shape[1])
+        shared.data = (shared.data >= channels[shared.indices]).astype(np.float64)
+        return shared
+
+    @cached_property
+    def owner_family(self) -> Ints:
+        """[O], owners whose channels cost alike: those of one weight."""
+        family = np.zeros(len(self.width_score), dtype=np.int64)
+        for number, owners in enumerate(self.owner.values()):
+            family[owners] = number
+        return family
+
+    @cached_property
+    def unit_family(self) -> Ints:
+        """[U], number of each unit's group."""
+        sizes = [place.stop - place.start for place in self.units.values()]
+        return np.repeat(np.arange(len(sizes)), sizes)
+
+
+@dataclass(eq=False)
+class Selection:
+    """One choice for everything; owners of channels that are removed keep theirs, as if they stayed.
+
+    Attributes:
+        offer: what it selects from.
+        keep: [U], whether each unit stays.
+        column: [O], grid column of each owner.
+    """
+
+    offer: Offer
+    keep: Bools
+    column: Ints
+
+    def copy(self) -> "Selection":
+        """Independent of this one."""
+        return Selection(self.offer, self.keep.copy(), self.column.copy())
+
+    def take(self, other: "Selection") -> None:
+        """Become equal to another one."""
+        self.keep[:], self.column[:] = other.keep, other.column
+
+    def kept_channels(self, weight: str) -> Bools:
+        """[C], whether each output channel stays."""
+        kept = np.ones(len(self.offer.owner[weight]), dtype=bool)
+        for unit in self.offer.unit[weight]:
+            kept &= (unit < 0) | self.keep[unit]
+        return kept
+
+    def owned(self) -> Ints:
+        """[O], output channels of each owner that stay."""
+        none = np.zeros(0, dtype=np.int64)
+        owners = [owner[self.kept_channels(weight)] for weight, owner in self.offer.owner.items()]
+        return np.bincount(np.concatenate([none, *owners]), minlength=len(self.column))
+
+    def columns(self, weight: str) -> Ints:
+        """[C], grid column of each output channel, 0 where it is removed."""
+        return np.where(self.kept_channels(weight), self.column[self.offer.owner[weight]], 0)
+
+    def bits(self, weight: str) -> list[int]:
+        """[C], width of each output channel, 0 where it is removed."""
+        return [GRID[c] for c in self.columns(weight)]
+
+    def kept(self, group: str) -> list[int]:
+        """Units of a group that stay, ascending."""
+        return np.flatnonzero(self.keep[self.offer.units[group]]).tolist()
+
+    def net_bits(self, *, differentiable: bool = False) -> NetBits:
+        """As one-hot distributions, optionally leaves that gradients reach."""
+        keep = {
+            name: torch.from_numpy(self.keep[place]).double().requires_grad_(differentiable)
+            for name, place in self.offer.units.items()
+        }
+        weights = {
+            name: BitDist(_EYE[torch.from_numpy(self.columns(name))].requires_grad_(differentiable))
+            for name in self.offer.owner
+        }
+        return NetBits(keep, weights, self.offer.activations)
+
+    def unit_value(self) -> Floats:
+        """[U], value of each unit and of the widths that go with it; 0 for one that must stay."""
+        offer = self.offer
+        keep = np.where(np.isfinite(offer.keep_score), offer.keep_value, 0.0)
+        return keep + offer.owners_of_unit @ offer.width_value[np.arange(len(self.column)), self.column]
+
+    def value(self) -> float:
+        """Sum over the steps taken; the smallest selection has the least."""
+        offer, alive = self.offer, self.owned() > 0
+        free = np.isfinite(offer.keep_score)
+        widths = offer.width_value[np.arange(len(self.column)), self.column]
+        return float(offer.keep_value[self.keep & free].sum() + widths[alive].sum())
+
+
+def together(selections: Sequence[Selection]) -> NetBits:
+    """Several selections of one offer as one-hot distributions with a leading dimension."""
+    offer = selections[0].offer
+    keep = np.stack([s.keep for s in selections])
+    units = {name: torch.from_numpy(keep[:, place]).double() for name, place in offer.units.items()}
+    columns = {name: np.stack([s.columns(name) for s in selections]) for name in offer.owner}
+    weights = {name: BitDist(_EYE[torch.from_numpy(column)]) for name, column in columns.items()}
+    return NetBits(units, weights, offer.activations)
+
+
+def preferred(offer: Offer, keep: Bools) -> Selection:
+    """The preferred width everywhere, with given units."""
+    return Selection(offer, keep.copy(), offer.width_score.argmax(1).astype(np.int64))
+
+
+def smallest(offer: Offer) -> Selection:
+    """Every group at its fewest units, everything at its narrowest width."""
+    keep = np.isinf(offer.keep_score)
+    for name, place in offer.units.items():
+        score = offer.keep_score[place]
+        fewest = offer.rules[name].fewest(len(score))
+        if int(keep[place].sum()) < fewest:
+            keep[place.start + np.argsort(-score, kind="stable")[:fewest]] = True
+    return Selection(offer, keep, np.isfinite(offer.width_score).argmax(1).astype(np.int64))

@@ -1,0 +1,152 @@
+"""What a selection costs under each limit, and what each change to it would.
+
+All costs are relative: the limit itself is 1.
+Shape legend: K limits, U units, O owners, C output channels of a weight, B = len(GRID), M options.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from zerobit.cost.base import LayerUse, Usage, WeightUse
+from zerobit.cost.price import Limit
+from zerobit.cost.usage import usage
+from zerobit.cut.choices import Floats, Ints, Selection, together
+from zerobit.formats import GRID
+from zerobit.graph.ir import Graph
+
+#: Share of a limit by which sums of costs may differ with their order.
+MARGIN = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class Prices:
+    """Costs now, and what choices add to them at the margin; exact where a cost is linear in the choice.
+
+    Attributes:
+        total: [K].
+        unit: [K, U], what each unit costs through those that read it and through its own channels at their widths.
+        column: [K, O, B], what the channels of each owner that stay cost at each width.
+        is_linear: whether all costs are linear in the channels at each width.
+    """
+
+    total: Floats
+    unit: Floats
+    column: Floats
+    is_linear: bool
+
+
+class Pricing:
+    """Prices selections of one network.
+
+    Args:
+        graph: of the network.
+        limits: what it may cost, K of them.
+    """
+
+    def __init__(self, graph: Graph, limits: Sequence[Limit]) -> None:
+        self.graph, self.limits = graph, tuple(limits)
+
+    @cached_property
+    def amounts(self) -> Floats:
+        """[K], the limits in their units."""
+        return np.array([limit.amount for limit in self.limits])
+
+    @cached_property
+    def is_linear(self) -> bool:
+        """Whether all costs are linear in the number of channels at each width; devices that work in tiles are not."""
+        return all(limit.cost.per_channel for limit in self.limits)
+
+    def totals(self, selection: Selection) -> Floats:
+        """[K]."""
+        with torch.no_grad():
+            use = usage(self.graph, selection.net_bits())
+            return np.array([float(limit.cost(use)) for limit in self.limits]) / self.amounts
+
+    def fits(self, selection: Selection) -> bool:
+        """Whether every limit is kept."""
+        return bool((self.totals(selection) <= 1).all())
+
+    def fit(self, selections: Sequence[Selection]) -> list[bool]:
+        """Whether every limit is kept, of each; up to `MARGIN`, as several are added up in another order than one."""
+        if len(selections) == 1:
+            return [self.fits(selections[0])]
+        with torch.no_grad():
+            use = usage(self.graph, together(selections))
+            costs = [limit.cost(use).double().expand(len(selections)).numpy() for limit in self.limits]
+        worst: Floats = np.max(np.stack(costs) / self.amounts[:, None], axis=0)
+        return [total <= 1 + MARGIN for total in worst.tolist()]
+
+    def prices(self, selection: Selection) -> Prices:
+        """Marginal prices by the gradient of each cost."""
+        bits = selection.net_bits(differentiable=True)
+        use = usage(self.graph, bits)
+        leaves = [*bits.keep.values(), *(d.p for d in bits.weights.values())]
+        totals, units, columns = [], [], []
+        for limit in self.limits:
+            total = limit.cost(use)
+            totals.append(float(total.detach()))
+            if total.requires_grad and leaves:
+                grads = torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
+            else:  # a network without layers has no multiplications, one that is frozen no choice
+                grads = tuple(torch.zeros_like(leaf) for leaf in leaves)
+            arrays = [g.numpy() for g in grads]
+            unit, column = self._scatter(selection, arrays[: len(bits.keep)], arrays[len(bits.keep) :])
+            units.append(unit)
+            columns.append(column)
+        scale = self.amounts
+        unit, column = np.stack(units) / scale[:, None], np.stack(columns) / scale[:, None, None]
+        return Prices(np.array(totals) / scale, unit, column, self.is_linear)
+
+    def _scatter(self, selection: Selection, keep: list[Floats], weights: list[Floats]) -> tuple[Floats, Floats]:
+        """([U], [O, B]) of the gradients of groups and weights."""
+        offer = selection.offer
+        unit = np.concatenate([*keep, np.zeros(0)])
+        column = np.zeros((len(selection.column), len(GRID)))
+        for (name, owner), price in zip(offer.owner.items(), weights, strict=True):
+            own = price - price[:, :1]
+            kept = selection.kept_channels(name)
+            np.add.at(column, owner[kept], own[kept])
+            at_width = own[np.arange(len(owner)), selection.column[owner]]
+            for unit_of in offer.unit[name]:
+                ours = unit_of >= 0
+                np.add.at(unit, unit_of[ours], at_width[ours])
+        return unit, column
+
+
+class WidthPricing:
+    """Exact costs of the widths of single weights, while all units and all other weights stand.
+
+    Args:
+        pricing: of the network.
+        selection: whose units stay; its widths set the costs of the other weights.
+    """
+
+    def __init__(self, pricing: Pricing, selection: Selection) -> None:
+        self.pricing = pricing
+        with torch.no_grad():
+            use = usage(pricing.graph, selection.net_bits())
+        self.weights = {w.name: w for w in use.weights}
+        self.layers: dict[str, list[LayerUse]] = {name: [] for name in self.weights}
+        for layer in use.layers:
+            self.layers[layer.weight.name].append(layer)
+
+    def __call__(self, weight: str, counts: Ints) -> Floats:
+        """[K, M], cost of a weight and the layers that read it.
+
+        Args:
+            weight: its name.
+            counts: [M, B], channels at each width.
+        """
+        own = WeightUse(weight, torch.from_numpy(counts).double(), self.weights[weight].fan_in)
+        layers = tuple(replace(layer, weight=own) for layer in self.layers[weight])
+        part = Usage((own,), layers, torch.zeros((), dtype=torch.float64))
+        rows = []
+        with torch.no_grad():
+            for limit in self.pricing.limits:
+                value = limit.cost(part) if limit.cost.by_weight else torch.zeros(())
+                rows.append(value.double().expand(len(counts)).numpy() / limit.amount)
+        return np.stack(rows)
