@@ -1,4 +1,4 @@
-"""A channel that gets a wider width than it was trained with computes what it computed before."""
+"""A projection adds to what was trained: what is kept stays, and what gets wider computes what it did before."""
 
 import copy
 import dataclasses
@@ -10,6 +10,7 @@ from cases import case
 from searches import attached, scramble
 from zerobit.cost.price import Budget
 from zerobit.cost.registry import named_cost
+from zerobit.cost.usage import usage
 from zerobit.cut.apply import apply
 from zerobit.cut.decide import decide
 from zerobit.cut.promoted import finer, trained_bits
@@ -71,3 +72,16 @@ def test_a_plan_gives_promoted_channels_a_fraction_of_the_trained_step() -> None
                 assert s == pytest.approx(old / finer(t, b, full_range=False), rel=1e-12)
                 promoted += 1
     assert promoted > 0, "widths cost no MACs, so all of them rise"
+
+
+@pytest.mark.parametrize("cost", ["size", "bops", "ne16", "ram"])
+def test_a_hard_choice_within_the_limits_is_kept(cost: str) -> None:
+    """Its weights were trained for it; what is left of a limit adds to it and takes nothing away."""
+    for method in ("default", "layer"):
+        net = scramble(attached("digits", method), 3)
+        hard = decide(net)
+        now = float(named_cost(cost)(usage(net.graph, hard.net_bits())))
+        plan = decide(net, Budget(named_cost(cost), 1.1 * now))
+        assert all(set(hard.kept[group]) <= set(plan.kept[group]) for group in hard.kept)
+        for name, weight in hard.weights.items():
+            assert all(b >= h for b, h in zip(plan.weights[name].bits, weight.bits, strict=True)), name

@@ -26,17 +26,22 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-#: Sharpness of the soft step between odds that count and odds that hardly do.
-_SHARPNESS = 4.0
-#: Value of a step at even odds beyond that: however sure the search was, a step is worth more than nothing.
-_LEAST = 1e-6
 _EYE = torch.eye(len(GRID), dtype=torch.float64)
+#: Least value of a step that the search took, and what one that it did not take is worth beside it.
+_TAKEN = 0.2
+_UNTAKEN = 1e-4
+#: However sure the search was, a step is worth more than nothing.
+_LEAST = 1e-8
 
 
 def step_value(log_odds: Floats) -> Floats:
-    """Value of taking a step: its log odds where the search took it, next to nothing where it did not; positive."""
-    least = _LEAST / (1 + np.maximum(-log_odds, 0))
-    return np.logaddexp(0.0, _SHARPNESS * log_odds) / _SHARPNESS + least
+    """Value of taking a step, positive: its log odds where the search took it, next to nothing where it did not.
+
+    The weights were trained with the steps that were taken: a selection that trades one of them for some that were not
+    is another network, however even the odds are.
+    """
+    untaken = _UNTAKEN * np.exp(np.minimum(log_odds, 0.0)) + _LEAST / (1 + np.maximum(-log_odds, 0))
+    return np.where(log_odds > 0, _TAKEN + log_odds, untaken)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +58,7 @@ class Offer:
         unit: weight -> for each group that removes rows of it, [C] unit of each output channel, -1 where it is not of
             this group.
         activations: as chosen.
+        searched: [U], units that the search keeps; all if None.
     """
 
     units: Mapping[str, slice]
@@ -63,6 +69,7 @@ class Offer:
     channels: Floats
     unit: Mapping[str, tuple[Ints, ...]]
     activations: Mapping[str, BitDist]
+    searched: Bools | None = None
 
     @cached_property
     def keep_value(self) -> Floats:
@@ -93,7 +100,15 @@ class Offer:
             value = np.where(here & ~first, value + self.channels * step, value)
             result[here, j] = value[here]
             below = np.where(here, envelope[:, j], below)
+        # a channel that the search removed took no step, whatever width it would have had
+        result[~self._trained_owners()] *= _UNTAKEN
         return result
+
+    def _trained_owners(self) -> Bools:
+        """[O], whether the search keeps a channel of each owner."""
+        if self.searched is None:
+            return np.ones(len(self.width_score), dtype=bool)
+        return Selection(self, self.searched, np.zeros(len(self.width_score), dtype=np.int64)).owned() > 0
 
     @cached_property
     def owners_of_unit(self) -> csr_matrix:

@@ -75,6 +75,7 @@ def read_offer(net: SearchNet) -> tuple[Offer, Bools]:
         channels=channels,
         unit={weight: tuple(by_group.values()) for weight, by_group in rows.items()},
         activations={name: BitDist(d.p.cpu()) for name, d in hard.activations.items()},
+        searched=np.concatenate(keep),
     )
     return offer, np.concatenate(keep)
 
