@@ -1,15 +1,13 @@
 """What the options of the command line mean: methods, patterns, widths, shapes, models."""
 
-import importlib
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from zerobit.cost.parse import parse_budgets
 from zerobit.errors import BudgetError, CaptureError, FormatError
+from zerobit.importing import import_object
 from zerobit.search.control import Control, Count
 from zerobit.search.method import AbstractMethod, ChannelSoftmax
 
@@ -132,14 +130,11 @@ def make_model(target: str) -> nn.Module:
     if not colon:
         msg = f"`target` is {target!r}; allowed is MODULE:FACTORY; {advice}"
         raise CaptureError(msg)
-    sys.path.insert(0, str(Path.cwd()))  # a module beside the user, as `python -m` finds it
     try:
-        factory = getattr(importlib.import_module(module_name), factory_name)
+        factory = import_object(module_name, factory_name)
     except (ImportError, AttributeError) as error:
         msg = f"`target` {target!r} can't be imported ({error}); {advice}"
         raise CaptureError(msg) from None
-    finally:
-        sys.path.pop(0)
     model = factory()
     if not isinstance(model, nn.Module):
         msg = f"`target` {target!r} made a {type(model).__name__}; it must make a torch.nn.Module; {advice}"

@@ -1,7 +1,5 @@
 """Costs that users bring along: a Python function, or a file of figures."""
 
-import importlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from zerobit.cost.measurements import Table
 from zerobit.cost.table import load_target
 from zerobit.errors import BudgetError
 from zerobit.formats import DEFAULT_STORAGE
+from zerobit.importing import import_object
 
 
 @dataclass(frozen=True)
@@ -141,14 +140,11 @@ def _imported(reference: str) -> AbstractCost:
     if not (module and colon and name):
         msg = f"`target` is {reference!r}; allowed are a file and MODULE:NAME; {advice}"
         raise BudgetError(msg)
-    sys.path.insert(0, str(Path.cwd()))  # a module beside the user, as `python -m` finds it
     try:
-        found: Any = getattr(importlib.import_module(module), name)
+        found = import_object(module, name)
     except (ImportError, AttributeError, ValueError) as error:
         msg = f"`target` {reference!r} can't be imported ({error}); {advice}"
         raise BudgetError(msg) from None
-    finally:
-        sys.path.pop(0)
     if isinstance(found, AbstractCost):
         return found
     if isinstance(found, type) or not callable(found):

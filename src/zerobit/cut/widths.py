@@ -153,14 +153,17 @@ class _Table:
             return self.values[0][self.counts.argmax(1)]
         if len(self.owners) <= _EXACT_CHANNELS:
             return np.array([_assign(self.values, row)[1] for row in self.counts])
-        rank = np.argsort(self.values[:, 0] - self.values[:, -1], kind="stable")
-        sums = np.vstack([np.zeros(self.values.shape[1]), np.cumsum(self.values[rank], axis=0)])
+        sums = np.vstack([np.zeros(self.values.shape[1]), np.cumsum(self.values[self._rank()], axis=0)])
         result = np.zeros(len(self.counts))
         end = np.zeros(len(self.counts), dtype=np.int64)
         for j in reversed(range(self.counts.shape[1])):  # the widest go to the channels that want them most
             start, end = end, end + self.counts[:, j]
             result += sums[end, j] - sums[start, j]
         return result
+
+    def _rank(self) -> Ints:
+        """[C], channels in order, those first that gain most by the widest width."""
+        return np.argsort(self.values[:, 0] - self.values[:, -1], kind="stable")
 
     def assign(self, option: int, selection: Selection) -> None:
         """Give the channels their widths."""
@@ -170,8 +173,7 @@ class _Table:
         elif len(self.owners) <= _ASSIGNED_CHANNELS:
             selection.column[self.owners] = self.columns[_assign(self.values, counts)[0]]
         else:
-            rank = np.argsort(self.values[:, 0] - self.values[:, -1], kind="stable")
-            selection.column[self.owners[rank]] = np.repeat(self.columns[::-1], counts[::-1])
+            selection.column[self.owners[self._rank()]] = np.repeat(self.columns[::-1], counts[::-1])
 
 
 def _assign(values: Floats, counts: Ints) -> tuple[Ints, float]:
@@ -236,10 +238,11 @@ def promote(pricing: Pricing, selection: Selection) -> None:
 def _promote_weight(exact: WidthPricing, selection: Selection, weight: str, room: Floats) -> Floats | None:
     """Take the promotion of most value within some room, whose cost is returned; None where there is none."""
     offer = selection.offer
-    owners = np.unique(offer.owner[weight][selection.kept_channels(weight)])
+    kept = offer.owner[weight][selection.kept_channels(weight)]
+    owners = np.unique(kept)
     if not len(owners):
         return None
-    channels = np.bincount(offer.owner[weight][selection.kept_channels(weight)], minlength=len(selection.column))
+    channels = np.bincount(kept, minlength=len(selection.column))
     now = np.bincount(selection.column[owners], weights=channels[owners], minlength=len(GRID)).astype(np.int64)
     moves: list[tuple[Ints, int, float]] = []
     counts = [now]
