@@ -23,7 +23,7 @@ from zerobit.export.onnx_run import input_names, open_session, run_onnx, with_ou
 from zerobit.export.verify import verify_islands, verify_onnx
 from zerobit.integer.ir import IntegerGraph
 from zerobit.integer.lower import lower
-from zerobit.integer.twins import run_float32
+from zerobit.integer.twins.float32 import run_float32
 from zerobit.plan import Plan
 from zerobit.search.attach import attach
 from zerobit.search.method import ChannelSoftmax

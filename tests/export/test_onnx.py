@@ -30,7 +30,7 @@ from zerobit.integer.ir import (
     Weights,
 )
 from zerobit.integer.shapes import window_counts
-from zerobit.integer.twins import run_float32
+from zerobit.integer.twins.float32 import run_float32
 
 
 def some_inputs(graph: IntegerGraph, seed: int) -> np.ndarray:

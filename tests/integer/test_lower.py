@@ -15,7 +15,7 @@ from zerobit.cut.apply import QuantNet, apply
 from zerobit.cut.decide import decide
 from zerobit.integer.ir import Conv, IntegerGraph, Island, Linear, Lookup, QuantizeFloat
 from zerobit.integer.lower import lower
-from zerobit.integer.twins import run_float32
+from zerobit.integer.twins.float32 import run_float32
 from zerobit.quant.placement import place
 from zerobit.search.attach import attach
 from zerobit.search.method import ChannelSoftmax

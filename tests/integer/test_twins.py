@@ -21,7 +21,7 @@ from zerobit.integer.ir import (
     Rescale,
     Weights,
 )
-from zerobit.integer.twins import fused_multiply_add, run_float32
+from zerobit.integer.twins.float32 import fused_multiply_add, run_float32
 
 
 def _random_weights(rng: np.random.Generator, *shape: int) -> Weights:

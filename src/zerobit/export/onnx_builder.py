@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from zerobit.integer.ir import IntegerGraph, IntegerTensor, Weights, clip_range, storage_bits
 from zerobit.integer.ops import Operation
-from zerobit.integer.twins import zero_point
+from zerobit.integer.twins.float32 import zero_point
 
 _ELEMENT = {2: TensorProto.INT2, 4: TensorProto.INT4, 8: TensorProto.INT8}
 

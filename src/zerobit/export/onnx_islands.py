@@ -21,7 +21,7 @@ from zerobit.errors import ExportError
 from zerobit.export.onnx_builder import Builder
 from zerobit.graph.program import ANY_SIZE
 from zerobit.integer.ir import IntegerGraph, Island, Weights
-from zerobit.integer.twins import run_float32
+from zerobit.integer.twins.float32 import run_float32
 from zerobit.integer.walk import to_real
 
 #: Entry of the file's metadata that says what is computed in float, and why.

@@ -37,7 +37,7 @@ from zerobit.integer.ir import (
     reads,
 )
 from zerobit.integer.ops import MOVES, Operation
-from zerobit.integer.twins import zero_point
+from zerobit.integer.twins.float32 import zero_point
 
 
 def write_op(builder: Builder, op: Operation, final: Mapping[str, str]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zerobit.integer.ir import IntegerGraph, IntegerTensor, Island, QuantizeFloat
-from zerobit.integer.twins import run_float32
+from zerobit.integer.twins.float32 import run_float32
 from zerobit.integer.walk import run_island
 
 Array = NDArray[np.generic]

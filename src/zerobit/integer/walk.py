@@ -47,22 +47,14 @@ class Rule(abc.ABC):
     """How one runtime rounds. Results are whole numbers in any float or integer type, not yet saturated."""
 
     @abc.abstractmethod
-    def quantize(self, x: Array, target: IntegerTensor) -> Array:
-        """Real values [N, *shape] to integers."""
-
-    @abc.abstractmethod
-    def normalise(self, x: Array, op: Quantize | Feed) -> Array:
-        """Input with the mean of `op` subtracted and divided by its standard deviation."""
-
-    @abc.abstractmethod
     def requantize(
         self, sums: NDArray[np.int32], op: Conv | Linear, source: IntegerTensor, target: IntegerTensor
     ) -> Array:
         """Accumulators [N, O, ...] of a layer to output integers."""
 
     @abc.abstractmethod
-    def logits(self, sums: NDArray[np.int32], op: Conv | Linear, source: IntegerTensor) -> Float32:
-        """Accumulators [N, O, ...] of a layer to float32."""
+    def logits(self, sums: NDArray[np.int32], op: Conv | Linear, source: IntegerTensor) -> Array:
+        """Accumulators [N, O, ...] of a layer to what the runtime hands out where there is no integer tensor."""
 
     @abc.abstractmethod
     def add(self, a: Array, b: Array, left: IntegerTensor, right: IntegerTensor, target: IntegerTensor) -> Array:
@@ -112,7 +104,7 @@ def walk(
     last_use = {name: index for index, op in enumerate(graph.ops) for name in reads(op)}
     for index, op in enumerate(graph.ops):
         if not isinstance(op, Island):
-            values[op.output] = _run(op, graph.by_name, rule, values, feeds)
+            values[op.output] = compute(op, graph.by_name, rule, values, feeds)
         elif floats is None:
             values |= run_island(op, graph.by_name, values)
         else:
@@ -141,24 +133,32 @@ def run_island(op: Island, tensors: Mapping[str, IntegerTensor], values: Mapping
     return {name: result.numpy() for name, result in zip(op.outputs, results, strict=True)}
 
 
-def _run(
+def compute(
     op: Operation,
     tensors: Mapping[str, IntegerTensor],
     rule: Rule,
     values: Mapping[str, Array],
     feeds: Mapping[str, Array],
 ) -> Array:
-    """One op, in the target's numpy type."""
+    """What one op makes, in the target's numpy type.
+
+    Args:
+        op: the op.
+        tensors: of its graph, by name.
+        rule: how the runtime rounds.
+        values: arrays [N, *shape] of what it reads, by name.
+        feeds: the graph's inputs by name.
+    """
     target = tensors[op.output]
     sources = [tensors[name] for name in reads(op)]
     x = [values[name] for name in reads(op)]
     match op:
         case Quantize():
-            return saturate(rule.quantize(rule.normalise(feeds[op.input], op), target), op, target)
+            return saturate(quantize(normalise(feeds[op.input], op), target), op, target)
         case Feed():
-            return rule.normalise(feeds[op.input], op)
+            return normalise(feeds[op.input], op)
         case QuantizeFloat():
-            return saturate(rule.quantize(x[0], target), op, target)
+            return saturate(quantize(x[0], target), op, target)
         case Conv():
             return _layer(op, conv_accumulators(x[0], op, sources[0]), sources[0], target, rule)
         case Linear():
@@ -181,6 +181,20 @@ def _run(
             return saturate(rule.average(x[0], op, sources[0], target), op, target)
         case _:
             return moved(x, op, target)
+
+
+def normalise(x: Array, op: Quantize | Feed) -> Array:
+    """Input [N, C, ...] with the mean of `op` subtracted and divided by its standard deviation, in float32."""
+    shape = (-1, *(1,) * (x.ndim - 2))
+    if op.mean is not None:
+        x = np.asarray(x, np.float32) - op.mean.reshape(shape)
+    return x if op.std is None else np.asarray(x, np.float32) / op.std.reshape(shape)
+
+
+def quantize(x: Array, target: IntegerTensor) -> Array:
+    """Real values [N, *shape] to whole numbers: float32 division, round half to even; not yet saturated."""
+    with np.errstate(over="ignore"):  # infinity saturates like any large value
+        return np.rint(np.asarray(x, np.float32) / target.step)
 
 
 def look_up(x: Array, op: Lookup) -> NDArray[np.int16]:

@@ -1,7 +1,4 @@
-"""Numpy twins: what a runtime computes, number for number.
-
-A twin is `walk(graph, rule)`: the walk holds everything that is exact in integers, a `Rule` how one runtime
-rounds. This file has the rule of ONNX Runtime; another runtime is another `Rule` in another file.
+"""The twin of ONNX Runtime: float32 arithmetic as it fuses it.
 
 ONNX Runtime 1.31, CPU provider, fused 8-bit graph, x86-64 with AVX2 and FMA. (On ARM its kernels round `Add`
 and `Mean` in fixed point; this is not their twin.) Each operation below is one float32 operation; q is an
@@ -19,14 +16,13 @@ zero point in the file (128 for signed tensors, else 0):
                                                                        QLinearAveragePool
     Rescale    rint((float(q) * s_x) / s_y)                            DequantizeLinear, QuantizeLinear
 
-then saturation. MaxPool, Concat, Pad and Reshape run on the integers. Sources: onnxruntime's
-mlas/lib/intrinsics/avx2/qladd_avx2.cpp, mlas/lib/qlgavgpool.cpp,
+then saturation. `walk` holds Quantize, which is the same for all runtimes. MaxPool, Concat, Pad and Reshape
+run on the integers. Sources: onnxruntime's mlas/lib/intrinsics/avx2/qladd_avx2.cpp, mlas/lib/qlgavgpool.cpp,
 contrib_ops/cpu/quantization/qlinear_pool.cc; tests/export compares each with `==`.
 
 Shape legend: N batch, C channels, O output channels.
 """
 
-import sys
 from collections.abc import Mapping
 from typing import Literal, overload
 
@@ -34,24 +30,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zerobit.integer.accumulate import Array, pad_spatial, window_taps
-from zerobit.integer.ir import AvgPool, Conv, Feed, IntegerGraph, IntegerTensor, Linear, Quantize
-from zerobit.integer.walk import Feeds, Float32, Rule, batches, to_real, walk
+from zerobit.integer.ir import AvgPool, Conv, IntegerGraph, IntegerTensor, Linear
+from zerobit.integer.twins.run import run_twin
+from zerobit.integer.walk import Feeds, Float32, Rule, to_real
+
+Floats = Mapping[str, Array]
 
 
 class OnnxRuntimeRule(Rule):
     """float32 as ONNX Runtime fuses it; formulas at the top of the file."""
-
-    def normalise(self, x: Array, op: Quantize | Feed) -> Array:
-        """Subtract, then divide."""
-        shape = (-1, *(1,) * (x.ndim - 2))
-        if op.mean is not None:
-            x = np.asarray(x, np.float32) - op.mean.reshape(shape)
-        return x if op.std is None else np.asarray(x, np.float32) / op.std.reshape(shape)
-
-    def quantize(self, x: Array, target: IntegerTensor) -> Array:
-        """Divide by the scale, round half to even."""
-        with np.errstate(over="ignore"):  # infinity saturates like any large value
-            return np.rint(np.asarray(x, np.float32) / target.step)
 
     def requantize(
         self, sums: NDArray[np.int32], op: Conv | Linear, source: IntegerTensor, target: IntegerTensor
@@ -140,9 +127,6 @@ def fused_multiply_add(a: Float32, b: np.float32, c: Float32) -> Float32:
     return odd.astype(np.float32)
 
 
-Floats = Mapping[str, Array]
-
-
 @overload
 def run_float32(
     graph: IntegerGraph, x: Feeds, keep: Literal[False] = False, batch_size: int = 64, floats: Floats | None = None
@@ -171,12 +155,7 @@ def run_float32(
     Raises:
         ZerobitError: an input is missing, has the wrong shape or holds a NaN.
     """
-    if floats is not None:
-        batch_size = sys.maxsize
-    parts = [walk(graph, OnnxRuntimeRule(), feeds, keep, floats) for feeds in batches(graph, x, batch_size)]
-    whole = {
-        name: np.concatenate([part[name] for part in parts]) if len(parts) > 1 else parts[0][name] for name in parts[0]
-    }
+    values = run_twin(graph, OnnxRuntimeRule(), x, keep=keep, batch_size=batch_size, floats=floats)
     if keep:
-        return whole
-    return tuple(to_real(whole[name], graph.by_name[name]) for name in graph.outputs)
+        return values
+    return tuple(to_real(values[name], graph.by_name[name]) for name in graph.outputs)
