@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-all check coverage bench clean
+.PHONY: help demo test test-all check coverage bench fuzz clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -39,6 +39,9 @@ bench: $(VENV)/.stamp  ## Time one step of the search, a capture, and projection
 	$(BIN)/python benchmarks/search_step.py
 	$(BIN)/python benchmarks/capture_time.py
 	$(BIN)/python benchmarks/projection_time.py
+
+fuzz: $(VENV)/.stamp-test  ## 500 random networks through lowering and C under sanitizers
+	PYTHONPATH=tests $(BIN)/python tests/fuzz_c99.py --networks 500
 
 clean:  ## Remove the environment and all caches
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,74 @@
+"""Write a library into a folder."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from zerobit.errors import ExportError
+from zerobit.export.c99.library import Library
+from zerobit.export.c99.model_c import code
+from zerobit.export.c99.model_h import header
+from zerobit.export.c99.vectors_h import vectors
+from zerobit.integer.ir import IntegerGraph
+from zerobit.integer.walk import Feeds
+
+_SOURCES = Path(__file__).parent / "sources"
+
+
+def library_files(library: Library, samples: Feeds) -> dict[str, str]:
+    """Texts of all files by their path in the folder.
+
+    Args:
+        library: the network.
+        samples: [N, *shape] or such arrays by input, that `main.c` runs.
+    """
+    own = {"model.h": header(library), "model.c": code(library), "vectors.h": vectors(library, samples)}
+    fixed = {p.relative_to(_SOURCES).as_posix(): p.read_text(encoding="utf-8") for p in _SOURCES.rglob("*.*")}
+    return {**fixed, "Makefile": (_SOURCES / "Makefile").read_text(encoding="utf-8"), **own}
+
+
+def write_library(
+    graph: IntegerGraph,
+    folder: str | os.PathLike[str],
+    samples: Feeds,
+    *,
+    name: str = "zb",
+    metadata: Mapping[str, str] | None = None,
+) -> Library:
+    """Write a graph as a C library; nothing is left behind on failure.
+
+    Args:
+        graph: validated here.
+        folder: made if missing; one that an earlier call made is replaced.
+        samples: inputs that the example runs and checks, [N, *shape] or such arrays by input.
+        name: that the C functions begin with.
+        metadata: entries of a comment.
+
+    Raises:
+        ExportError: C can't hold an op, `name` can't begin an identifier, or the folder has files of others.
+        OSError: the folder can't be written.
+    """
+    library = Library(graph.validate(), name, metadata or {})
+    files = library_files(library, samples)
+    target = Path(folder)
+    if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / "zb_kernels.h").is_file())):
+        msg = f"`folder` {target} holds other files; give an empty folder, or one that an earlier export made"
+        raise ExportError(msg)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+        new = Path(temporary) / "new"
+        for path, text in files.items():
+            (new / path).parent.mkdir(parents=True, exist_ok=True)
+            (new / path).write_text(text, encoding="utf-8")
+        if target.exists():
+            target.rename(Path(temporary) / "old")
+        new.rename(target)
+    return library
+
+
+def copy_sources(folder: Path) -> None:
+    """The kernels alone."""
+    for name in ("zb_kernels.h", "zb_kernels.c", "zb_window.inc"):
+        shutil.copyfile(_SOURCES / name, folder / name)

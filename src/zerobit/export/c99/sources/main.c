@@ -1,0 +1,104 @@
+/* Runs the model on the samples in vectors.h and compares with what they should give: an example of its use, and a
+ * check of a compiler or a board. With ZB_TRACE every tensor is compared. The exit code is the number of differences,
+ * 255 at most. */
+#include "model.h"
+#include "ports/port.h"
+#include "vectors.h"
+
+static uint8_t arena[MODEL_ARENA_SIZE];
+
+static void put(const char *text)
+{
+    while (*text != '\0') {
+        port_put(*text++);
+    }
+}
+
+static void put_number(uint64_t value)
+{
+    char digits[21];
+    int at = 20;
+    digits[20] = '\0';
+    do {
+        digits[--at] = (char)('0' + value % 10);
+        value /= 10;
+    } while (value != 0);
+    put(digits + at);
+}
+
+static void put_field(const char *name, uint64_t value)
+{
+    put(" ");
+    put(name);
+    put("=");
+    put_number(value);
+}
+
+static unsigned differences;
+static unsigned sample;
+static uint64_t instructions, since;
+
+static void compare(const char *kind, unsigned index, const void *data, uint32_t size, uint32_t wanted)
+{
+    const uint8_t *bytes = data;
+    uint32_t hash = 2166136261u; /* FNV-1a */
+    for (uint32_t i = 0; i < size; i++) {
+        hash = (hash ^ bytes[i]) * 16777619u;
+    }
+    if (hash != wanted) {
+        differences++;
+        put("DIFFERENT");
+        put_field("sample", sample);
+        put_field(kind, index);
+        put("\n");
+    }
+}
+
+#ifdef ZB_TRACE
+void zb_trace(uint32_t tensor, const uint8_t *data, uint32_t size)
+{
+    const uint64_t spent = port_instructions() - since;
+    instructions += spent;
+    compare("tensor", tensor, data, size, tensor_hashes[sample][tensor]);
+    put("tensor=");
+    put_number(tensor);
+    put_field("instructions", spent);
+    put("\n");
+    since = port_instructions();
+}
+#endif
+
+int main(void)
+{
+    port_start();
+    if (MODEL_INIT(arena, sizeof arena) != ZB_OK) {
+        put("init failed\n");
+        port_exit(255);
+    }
+    for (sample = 0; sample < SAMPLES; sample++) {
+        instructions = 0;
+        since = port_instructions();
+        const int code = MODEL_RUN_SAMPLE(sample);
+        instructions += port_instructions() - since;
+        if (code != ZB_OK) {
+            put("run failed");
+            put_field("code", (uint64_t)code);
+            put("\n");
+            port_exit(255);
+        }
+        for (unsigned i = 0; i < OUTPUTS; i++) {
+            compare("output", i, output_data[i], output_sizes[i], output_hashes[sample][i]);
+        }
+        put("sample=");
+        put_number(sample);
+        put_field("instructions", instructions);
+        put("\n");
+    }
+    put("samples=");
+    put_number(SAMPLES);
+    put_field("arena", sizeof arena);
+    put_field("differences", differences);
+    put("\n");
+    port_exit(differences > 255 ? 255 : (int)differences);
+    return 0;
+}
