@@ -242,7 +242,7 @@ def targets(target: Target = None) -> None:
 def export_(
     run: RunFolder,
     format_: Annotated[str, typer.Option("--format", help="onnx")] = "onnx",
-    container: Annotated[str, typer.Option(help="packcast (2, 4, 8 bit packed) or int8")] = "packcast",
+    container: Annotated[str, typer.Option(help="packcast (2, 4, 8 bit packed), int8 or exact")] = "packcast",
     out: Annotated[Path | None, typer.Option(help="file to write; RUN/model.onnx if left out")] = None,
 ) -> None:
     """Write a run's network as a file that runs elsewhere."""

@@ -212,7 +212,11 @@ def test_names_and_metadata(tmp_path):
     graph = IntegerGraph(tensors, ops, tuple(t.name for t in tensors))
     path = write_onnx(graph, tmp_path / "net.onnx", metadata={"plan": "p", "a": "1"})
     model = onnx.load(path)
-    assert [(entry.key, entry.value) for entry in model.metadata_props] == [("a", "1"), ("plan", "p")]
+    entries = [(entry.key, entry.value) for entry in model.metadata_props]
+    own = [name for name, _ in entries if name.startswith("zerobit.")]
+    assert own == ["zerobit.container", "zerobit.input", "zerobit.version"]
+    assert entries == sorted(entries)
+    assert [entry for entry in entries if entry[0] not in own] == [("a", "1"), ("plan", "p")]
     assert model.graph.input[0].name == "a_b"
     assert all(name.isascii() and name.isidentifier() for node in model.graph.node for name in node.output)
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"

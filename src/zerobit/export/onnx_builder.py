@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from zerobit.export.pixels import PIXEL_STEP
 from zerobit.integer.ir import IntegerGraph, IntegerTensor, Weights, clip_range, storage_bits
 from zerobit.integer.ops import Operation
 from zerobit.integer.twins.float32 import zero_point
@@ -28,6 +29,7 @@ class Builder:
     packed: bool
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: list[onnx.TensorProto] = field(default_factory=list)
+    #: graph input -> name of its real values
     inputs: dict[str, str] = field(default_factory=dict)
     stored: dict[str, str] = field(default_factory=dict)
     floats: dict[str, str] = field(default_factory=dict)
@@ -51,11 +53,11 @@ class Builder:
         self.taken.add(result)
         return result
 
-    def float_input(self, name: str) -> str:
-        """ONNX name of a graph input."""
-        if name not in self.inputs:
-            self.inputs[name] = self.unique(name)
-        return self.inputs[name]
+    def take_pixels(self, name: str) -> None:
+        """Let a graph input be bytes in the file, which become real values in float32."""
+        real = self.node("Cast", [self.inputs[name]], f"{name}_float", to=TensorProto.FLOAT)
+        step = self.constant(np.array(PIXEL_STEP), f"{name}_pixel_step")
+        self.inputs[name] = self.node("Mul", [real, step], f"{name}_pixels")
 
     def node(self, kind: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
         """Append a node and return its output, named like `name`."""

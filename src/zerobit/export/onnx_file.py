@@ -14,14 +14,17 @@ initializer, each Cast to INT8, Concat, and a Gather back into channel order whe
 folds this once, at load. Values of 3 bits are stored in 4, of 5 to 7 in 8. The container "int8" holds one
 INT8 initializer per layer.
 
-Shape legend: O output channels, N batch.
+The container "exact" is another file: integer ops that compute what the fixed-point twin does (onnx_exact.py).
+
+Shape legend: O output channels, N batch, C channels, H height, W width.
 """
 
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import onnx
 from onnx import TensorProto, helper
@@ -29,11 +32,14 @@ from onnx import TensorProto, helper
 from zerobit.atomic import replacing
 from zerobit.errors import ExportError
 from zerobit.export.onnx_builder import Builder
-from zerobit.export.onnx_islands import ISLANDS, IslandWriter, describe_islands
+from zerobit.export.onnx_exact import check_exact, hand_out, write_exact_op
+from zerobit.export.onnx_islands import ISLANDS, IslandWriter, Made, describe_islands
+from zerobit.export.onnx_metadata import CONTAINER, INPUT, OUTPUT, describe_inputs, describe_outputs
 from zerobit.export.onnx_ops import write_op
+from zerobit.export.version import VERSION, zerobit_version
 from zerobit.integer.ir import Conv, IntegerGraph, Island, Linear, storage_bits
 
-Container = Literal["packcast", "int8"]
+Container = Literal["packcast", "int8", "exact"]
 
 #: (opset, IR version) that first has the narrowest type used.
 _VERSIONS = {2: (25, 13), 4: (21, 10), 8: (13, 8)}
@@ -41,34 +47,56 @@ _VERSIONS = {2: (25, 13), 4: (21, 10), 8: (13, 8)}
 _FOR_ISLANDS = (20, 9)
 
 
+@dataclass(frozen=True, eq=False)
+class Written:
+    """A model, and where it holds the tensors of its graph.
+
+    Attributes:
+        model: as the file has it.
+        stored: integer tensor -> name of its stored bytes in the model.
+        real: float tensor -> name of its values in the model.
+        final: graph output -> its name in the model.
+    """
+
+    model: onnx.ModelProto
+    stored: Mapping[str, str]
+    real: Mapping[str, str]
+    final: Mapping[str, str]
+
+
 def write_onnx(
     graph: IntegerGraph,
     path: str | os.PathLike[str],
     container: Container = "packcast",
     metadata: Mapping[str, str] | None = None,
+    *,
+    image: bool = False,
 ) -> Path:
     """Write a graph to an ONNX file; nothing is left behind on failure.
 
     Inputs and outputs are float32 with a free first dimension "batch", in the graph's order; what only islands read
-    or make keeps its type. Names are those
-    of the graph, with every character but letters, digits and "_" replaced.
+    or make keeps its type. Names are those of the graph, with every character but letters, digits and "_" replaced.
 
     Args:
         graph: validated here.
         path: the file to write; an existing one is replaced in one step.
         container: "packcast" packs weights to 2, 4 and 8 bits (2 needs ONNX Runtime 1.24.4 or newer);
-            "int8" stores all in 8 bits, for other and older runtimes.
+            "int8" stores all in 8 bits, for other and older runtimes; "exact" computes what the fixed-point twin
+            does, for comparisons: its outputs are that twin's integers, logits int32, and their scales are in the
+            metadata (a float32 has 24 bits, an int32 logit up to 29).
         metadata: further entries of the file's `metadata_props`.
+        image: take the input as uint8 pixels [N, C, H, W], which mean pixel * float32(1/255).
 
     Returns:
         The path.
 
     Raises:
         ZerobitError: the graph is not valid.
-        ExportError: `container` is unknown, or ONNX can't hold the graph.
+        ExportError: `container` is unknown, ONNX can't hold the graph, "exact" is asked for a graph with islands or
+            `image` for another input than one float32 image.
         OSError: the file can't be written.
     """
-    model = build_onnx(graph, container, metadata or {})
+    model = build_onnx(graph, container, metadata or {}, image=image)
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:
@@ -80,35 +108,90 @@ def write_onnx(
     return path
 
 
-def build_onnx(graph: IntegerGraph, container: Container, metadata: Mapping[str, str]) -> onnx.ModelProto:
+def build_onnx(
+    graph: IntegerGraph, container: Container, metadata: Mapping[str, str], *, image: bool = False
+) -> onnx.ModelProto:
     """The model of `write_onnx`, in memory and unchecked."""
-    if container not in ("packcast", "int8"):
-        msg = f"`container` is {container!r}; allowed are 'packcast' and 'int8'"
-        raise ExportError(msg)
-    graph.validate()
-    packed = container == "packcast"
-    opset, ir_version = _versions(graph, packed=packed)
-    builder = Builder(graph, packed=packed)
-    inputs = [_input_info(graph, name, builder.float_input(name)) for name in graph.inputs]
+    return build_written(graph, container, metadata, image=image).model
+
+
+def build_written(
+    graph: IntegerGraph, container: Container, metadata: Mapping[str, str], *, image: bool = False
+) -> Written:
+    """The model of `write_onnx`, in memory and unchecked, and where it holds the graph's tensors.
+
+    Equal arguments make equal models.
+    """
+    _check(graph, container, image=image)
+    opset, ir_version = _versions(graph, packed=container == "packcast")
+    builder = Builder(graph, packed=container == "packcast")
+    builder.inputs |= {name: builder.unique(name) for name in graph.inputs}
+    inputs = dict(builder.inputs)
     # Reserved before any inner name, so that outputs keep theirs.
     final = {name: builder.unique(name) for name in graph.outputs}
+    if image:
+        builder.take_pixels(next(iter(graph.inputs)))
     islands = IslandWriter(builder, opset, final) if graph.islands else None
-    for op in graph.ops:
+    _write_ops(builder, islands, final, container)
+    made = {} if islands is None else islands.made
+    proto = helper.make_graph(
+        builder.nodes,
+        "zerobit",
+        [_input_info(graph, name, file_name, image=image) for name, file_name in inputs.items()],
+        [_hand_out(builder, made, name, file_name, container) for name, file_name in final.items()],
+        builder.initializers,
+    )
+    opsets = [helper.make_opsetid("", opset)]
+    model = helper.make_model(proto, producer_name="zerobit", opset_imports=opsets, ir_version=ir_version)
+    described = {INPUT: describe_inputs(graph, inputs, image=image)}
+    if container == "exact":
+        described[OUTPUT] = describe_outputs(graph, final)
+    if graph.islands:
+        described[ISLANDS] = describe_islands(graph, builder)
+    entries = {CONTAINER: container, VERSION: zerobit_version(), **_as_json(described), **metadata}
+    helper.set_model_props(model, dict(sorted(entries.items())))
+    return Written(model, dict(builder.stored), dict(builder.real), final)
+
+
+def _as_json(entries: Mapping[str, Any]) -> dict[str, str]:
+    return {key: json.dumps(value, sort_keys=True) for key, value in entries.items()}
+
+
+def _check(graph: IntegerGraph, container: Container, *, image: bool) -> None:
+    if container not in get_args(Container):
+        msg = f"`container` is {container!r}; allowed are {', '.join(map(repr, get_args(Container)))}"
+        raise ExportError(msg)
+    graph.validate()
+    if container == "exact":
+        check_exact(graph)
+    shapes = {name: (*shape, graph.input_types[name].name) for name, shape in graph.inputs.items()}
+    if image and not (len(shapes) == 1 and all(len(s) == 4 and s[-1] == "float32" for s in shapes.values())):
+        msg = f"`image` is True, but the inputs are {shapes}; it needs one float32 input [C, H, W]; leave it False"
+        raise ExportError(msg)
+
+
+def _write_ops(builder: Builder, islands: IslandWriter | None, final: Mapping[str, str], container: Container) -> None:
+    for op in builder.graph.ops:
         if isinstance(op, Island):
             assert islands is not None
             islands.write(op)
+        elif container == "exact":
+            write_exact_op(builder, op, final)
         else:
             write_op(builder, op, final)
-    for name in graph.outputs:
-        if not graph.by_name[name].is_float:
-            builder.dequantize(name, output=final[name])
-    outputs = [_output_info(graph, islands, name, final[name]) for name in graph.outputs]
-    proto = helper.make_graph(builder.nodes, "zerobit", inputs, outputs, builder.initializers)
-    opsets = [helper.make_opsetid("", opset)]
-    model = helper.make_model(proto, producer_name="zerobit", opset_imports=opsets, ir_version=ir_version)
-    entries = {} if islands is None else {ISLANDS: json.dumps(describe_islands(graph, builder), sort_keys=True)}
-    helper.set_model_props(model, dict(sorted({**entries, **metadata}.items())))
-    return model
+
+
+def _hand_out(
+    builder: Builder, made: Mapping[str, Made], name: str, file_name: str, container: Container
+) -> onnx.ValueInfoProto:
+    """Nodes that make a graph output of an integer tensor, and what the file declares."""
+    tensor, batch = builder.graph.by_name[name], builder.graph.batch or "batch"
+    kind, shape = made.get(name, (builder.types.get(name, TensorProto.FLOAT), [batch, *tensor.shape]))
+    if not tensor.is_float and container == "exact":
+        kind = hand_out(builder, name, file_name)
+    elif not tensor.is_float:
+        builder.dequantize(name, output=file_name)
+    return helper.make_tensor_value_info(file_name, kind, shape)
 
 
 def _versions(graph: IntegerGraph, *, packed: bool) -> tuple[int, int]:
@@ -120,15 +203,7 @@ def _versions(graph: IntegerGraph, *, packed: bool) -> tuple[int, int]:
     return max(versions, _FOR_ISLANDS) if graph.islands else versions
 
 
-def _input_info(graph: IntegerGraph, name: str, file_name: str) -> onnx.ValueInfoProto:
+def _input_info(graph: IntegerGraph, name: str, file_name: str, *, image: bool) -> onnx.ValueInfoProto:
     lead = () if name in graph.unbatched else (graph.batch or "batch",)
-    kind = helper.np_dtype_to_tensor_dtype(graph.input_types[name])
+    kind = TensorProto.UINT8 if image else helper.np_dtype_to_tensor_dtype(graph.input_types[name])
     return helper.make_tensor_value_info(file_name, kind, [*lead, *graph.inputs[name]])
-
-
-def _output_info(graph: IntegerGraph, islands: IslandWriter | None, name: str, file_name: str) -> onnx.ValueInfoProto:
-    if islands is not None and name in islands.made:
-        kind, shape = islands.made[name]
-        return helper.make_tensor_value_info(file_name, kind, shape)
-    shape = [graph.batch or "batch", *graph.by_name[name].shape]
-    return helper.make_tensor_value_info(file_name, TensorProto.FLOAT, shape)

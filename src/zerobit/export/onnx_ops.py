@@ -63,7 +63,7 @@ def write_op(builder: Builder, op: Operation, final: Mapping[str, str]) -> None:
                 _write_float_conv(builder, op, _float_name(builder, output, final))
             else:
                 inputs = [builder.dequantize(op.input), *_float_weights(builder, op)]
-                builder.quantize(builder.node("Conv", inputs, f"{output}_conv", **_conv_attributes(op)), op)
+                builder.quantize(builder.node("Conv", inputs, f"{output}_conv", **conv_attributes(op)), op)
         case Linear():
             _write_linear(builder, op, final)
         case Add() | Subtract() | Multiply():
@@ -73,7 +73,7 @@ def write_op(builder: Builder, op: Operation, final: Mapping[str, str]) -> None:
         case Mean():
             _write_mean(builder, op)
         case AvgPool():
-            attributes = {**_window_attributes(op), "count_include_pad": int(op.count_include_pad)}
+            attributes = {**window_attributes(op), "count_include_pad": int(op.count_include_pad)}
             inputs = [builder.dequantize(op.input)]
             builder.quantize(builder.node("AveragePool", inputs, f"{output}_pool", **attributes), op)
         case Rescale():
@@ -132,7 +132,7 @@ def _reshaped(builder: Builder, source: str, shape: Sequence[int], name: str, ou
 
 
 def _normalised(builder: Builder, op: Quantize | Feed) -> str:
-    value, name = builder.float_input(op.input), op.output
+    value, name = builder.inputs[op.input], op.output
     shape = (1, -1, *(1,) * (len(builder.graph.by_name[name].shape) - 1))
     if op.mean is not None:
         value = builder.node("Sub", [value, builder.constant(op.mean.reshape(shape), f"{name}_mean")], f"{name}_sub")
@@ -162,7 +162,7 @@ def _write_float_conv(builder: Builder, op: Conv, output: str) -> None:
     source, weights, layer = builder.graph.by_name[op.input], op.weights, op.output
     shape = (1, -1, *(1,) * len(op.kernel))
     inputs = [builder.stored[op.input], builder.weights(weights, layer), builder.grid(source)[1]]
-    sums = builder.node("ConvInteger", inputs, f"{layer}_acc", **_conv_attributes(op))
+    sums = builder.node("ConvInteger", inputs, f"{layer}_acc", **conv_attributes(op))
     bias = builder.constant(weights.bias.reshape(shape), f"{layer}_b")
     real = builder.node(
         "Cast", [builder.node("Add", [sums, bias], f"{layer}_sum")], f"{layer}_real", to=TensorProto.FLOAT
@@ -224,7 +224,7 @@ def _write_move(builder: Builder, op: MOVES) -> None:
 
     match op:
         case MaxPool():
-            stored = made("MaxPool", **_window_attributes(op))
+            stored = made("MaxPool", **window_attributes(op))
         case Concat():
             stored = made("Concat", axis=op.axis + 1)
         case Reshape():
@@ -279,7 +279,8 @@ def _begins_then_ends(padding: Sequence[tuple[int, int]], lead: int = 0) -> list
     return [*zeros, *(begin for begin, _ in padding), *zeros, *(end for _, end in padding)]
 
 
-def _window_attributes(op: Conv | MaxPool | AvgPool) -> dict[str, Any]:
+def window_attributes(op: Conv | MaxPool | AvgPool) -> dict[str, Any]:
+    """ONNX attributes of a sliding window."""
     return {
         "kernel_shape": list(op.kernel),
         "strides": list(op.stride),
@@ -287,5 +288,6 @@ def _window_attributes(op: Conv | MaxPool | AvgPool) -> dict[str, Any]:
     }
 
 
-def _conv_attributes(op: Conv) -> dict[str, Any]:
-    return {**_window_attributes(op), "dilations": list(op.dilation), "group": op.groups}
+def conv_attributes(op: Conv) -> dict[str, Any]:
+    """ONNX attributes of a convolution."""
+    return {**window_attributes(op), "dilations": list(op.dilation), "group": op.groups}

@@ -101,14 +101,45 @@ def run_onnx(
     return tuple(np.concatenate(output) for output in zip(*parts, strict=True))
 
 
+def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """What is in a file.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ExportError: it is truncated, or no ONNX file.
+        OSError: it can't be read.
+    """
+    content = Path(path).read_bytes()
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(content)
+    except Exception as error:  # protobuf's implementations have different types
+        msg = f"`path` {Path(path)} is truncated or no ONNX file ({error}); export the network again"
+        raise ExportError(msg) from error
+    if not model.graph.node:
+        msg = f"`path` {Path(path)}, of {len(content)} bytes, holds no network; export the network again"
+        raise ExportError(msg)
+    return model
+
+
+def entries_of(model: onnx.ModelProto) -> dict[str, str]:
+    """A model's metadata."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
 def with_outputs(path: str | os.PathLike[str], names: Sequence[str]) -> bytes:
     """A copy of a file in memory that hands out inner tensors too, behind its own outputs.
 
     Args:
         path: the file.
         names: of the tensors, in the file.
+
+    Raises:
+        ExportError: the file is truncated, or no ONNX file.
     """
-    model = onnx.load(os.fspath(path))
+    model = load_model(path)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)  # the runtime knows their types
     return model.SerializeToString()
 
@@ -118,8 +149,11 @@ def metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
     Args:
         path: the file.
+
+    Raises:
+        ExportError: the file is truncated, or no ONNX file.
     """
-    return {entry.key: entry.value for entry in onnx.load(os.fspath(path)).metadata_props}
+    return entries_of(load_model(path))
 
 
 def input_names(path: str | os.PathLike[str]) -> tuple[str, ...]:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from zerobit.export.comparison import gaps
+from zerobit.export.onnx_reference import Reference
 from zerobit.integer.ir import IntegerGraph, IntegerTensor, Island, QuantizeFloat
-from zerobit.integer.twins.float32 import run_float32
 from zerobit.integer.walk import run_island
 
 Array = NDArray[np.generic]
@@ -60,7 +61,10 @@ class FloatComparison:
 
 
 def verify_onnx(graph: IntegerGraph, path: Path, samples: Mapping[str, Array], *, seed: int = 0) -> list[Comparison]:
-    """Compare an ONNX file, run by ONNX Runtime, with the float32 twin of its integer graph. Equal means `==`.
+    """Compare an ONNX file, run by ONNX Runtime, with the twin of its integer graph. Equal means `==`.
+
+    The twin is the float32 one, for the container "exact" the fixed-point one. A file that takes pixels is fed with
+    them: float samples are rounded to the nearest.
 
     What islands make is taken from ONNX Runtime and fed to the twin, so that all integers behind them are compared
     exactly; `verify_islands` compares the islands themselves.
@@ -74,12 +78,12 @@ def verify_onnx(graph: IntegerGraph, path: Path, samples: Mapping[str, Array], *
         samples: real inputs by name, [N, ...].
         seed: of the random extremes.
     """
+    reference = _reference(graph, path)
     result: list[Comparison] = []
-    for title, inputs in _input_sets(samples, seed):
-        found, floats = _run_file(graph, path, inputs)
-        expected = run_float32(graph, inputs, floats=floats if graph.islands else None)
-        for name, a, b in zip(graph.outputs, expected, found, strict=True):
-            gap = _gap(a, b)
+    for title, inputs in reference.input_sets(samples, seed):
+        found, floats = _run_file(reference, path, inputs)
+        for name, a, b in zip(graph.outputs, reference.outputs(inputs, floats), found, strict=True):
+            gap = gaps(a, b)
             result.append(Comparison(name, title, a.size, int((gap != 0).sum()), float(gap.max(initial=0.0))))
     return result
 
@@ -98,10 +102,11 @@ def verify_islands(
     Returns:
         A row for each tensor that an island makes; none for a network without islands.
     """
+    reference = _reference(graph, path)
     result: list[FloatComparison] = []
-    for title, inputs in _input_sets(samples, seed) if graph.islands else ():
-        _, floats = _run_file(graph, path, inputs)
-        values = run_float32(graph, inputs, keep=True, floats=floats)
+    for title, inputs in reference.input_sets(samples, seed) if graph.islands else ():
+        _, floats = _run_file(reference, path, inputs)
+        values = reference.tensors(inputs, floats)
         for island in graph.islands:
             result += _compare_island(graph, island, values, title)
     return result
@@ -111,12 +116,12 @@ def _compare_island(
     graph: IntegerGraph, island: Island, values: Mapping[str, Array], title: str
 ) -> Iterator[FloatComparison]:
     for name, own in run_island(island, graph.by_name, values).items():
-        gap = _gap(own, values[name])
+        gap = gaps(own, values[name])
         steps = [graph.by_name[op.output] for op in graph.ops if isinstance(op, QuantizeFloat) and op.input == name]
         largest, magnitude = float(gap.max(initial=0.0)), float(np.abs(own.astype(np.float64)).max(initial=0.0))
         levels = None
         if steps:
-            levels = int(_gap(*(_integers(x, steps[0]) for x in (own, values[name]))).max(initial=0.0))
+            levels = int(gaps(*(_integers(x, steps[0]) for x in (own, values[name]))).max(initial=0.0))
         yield FloatComparison(island.name, name, title, own.size, largest, largest / max(magnitude, 1e-30), levels)
 
 
@@ -124,29 +129,22 @@ def _integers(x: Array, tensor: IntegerTensor) -> Array:
     return np.rint(x.astype(np.float64) / tensor.step).clip(tensor.low, tensor.high)
 
 
-def _gap(a: Array, b: Array) -> NDArray[np.float64]:
-    """Absolute differences; 0 where both are the same infinity or no number."""
-    one, two = a.astype(np.float64), b.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        gap = np.abs(one - two)
-    same = (one == two) | (np.isnan(one) & np.isnan(two))
-    return np.where(same, 0.0, np.nan_to_num(gap, nan=np.inf))
+def _reference(graph: IntegerGraph, path: Path) -> Reference:
+    from zerobit.export.onnx_run import metadata  # onnx is an extra
+
+    return Reference.of(graph, metadata(path))
 
 
-def _input_sets(samples: Mapping[str, Array], seed: int) -> Iterator[tuple[str, dict[str, Array]]]:
-    rng = np.random.default_rng(seed)
-    yield "samples", dict(samples)
-    yield "random extremes", {name: _extremes(x, rng) for name, x in samples.items()}
-
-
-def _run_file(graph: IntegerGraph, path: Path, inputs: Mapping[str, Array]) -> tuple[list[Array], dict[str, Array]]:
-    """Outputs of the file, and the tensors that its islands make, by name."""
+def _run_file(
+    reference: Reference, path: Path, inputs: Mapping[str, Array]
+) -> tuple[list[Array], dict[str, Array] | None]:
+    """Outputs of the file, and the tensors that its islands make, by name; None without islands."""
     from zerobit.export.onnx_run import input_names, metadata, run_onnx, with_outputs  # onnxruntime is an extra
 
-    feeds = {name: np.asarray(inputs[name], graph.input_types[name]) for name in graph.inputs}
-    fed = {file_name: feeds[name] for file_name, name in zip(input_names(path), graph.inputs, strict=True)}
+    graph = reference.graph
+    fed = dict(zip(input_names(path), reference.feeds(inputs).values(), strict=True))
     if not graph.islands:
-        return list(run_onnx(path, fed, wide_sums=True)), {}
+        return list(run_onnx(path, fed, wide_sums=True)), None
     entries = json.loads(metadata(path)["zerobit.islands"])
     names = {tensor: file_name for island in entries.values() for tensor, file_name in island["tensors"].items()}
     everything = run_onnx(
@@ -154,16 +152,3 @@ def _run_file(graph: IntegerGraph, path: Path, inputs: Mapping[str, Array]) -> t
     )
     count = len(graph.outputs)
     return list(everything[:count]), dict(zip(names, everything[count:], strict=True))
-
-
-def _extremes(x: Array, rng: np.random.Generator) -> Array:
-    """Inputs far outside the data: every value at one of the ends, or well beyond; of integers, those there are."""
-    count = min(len(x), 64) if x.ndim else 0
-    if x.ndim == 0:
-        return x
-    if not np.issubdtype(x.dtype, np.floating):
-        return rng.choice(np.unique(x), size=(count, *x.shape[1:]))
-    low, high = float(x.min()), float(x.max())
-    spread = max(high - low, 1.0)
-    corners = np.array([low - spread, low, (low + high) / 2, high, high + spread], np.float32)
-    return rng.choice(corners, size=(count, *x.shape[1:]))
