@@ -24,7 +24,7 @@ UNSAFE = ("pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shel
 UNSAFE_OPTIONS = {"weights_only": False, "allow_pickle": True}
 
 # Slow to import, or optional: they are imported by the function that needs them.
-LAZY = ("onnx", "onnxruntime", "lightning_fabric", "sklearn", "pooch", "plotly", "ray")
+LAZY = ("onnx", "onnxruntime", "tflite_micro", "flatbuffers", "lightning_fabric", "sklearn", "pooch", "plotly", "ray")
 
 
 def _names_used(tree: ast.AST) -> Iterator[str]:
