@@ -135,7 +135,7 @@ def image_rows(networks: dict[str, IntegerGraph], image: np.ndarray) -> list[str
     reference = found[_INT8][1]
     rows = []
     for title, (library, result) in found.items():
-        assert result.differences == 0, title
+        assert not result.different, title
         own = found.get(title.replace(", packed", ", 8 bit"))
         instructions = result.instructions[0]
         versus = "" if own is None or ", packed" not in title else f"{instructions / own[1].instructions[0]:.3f}"

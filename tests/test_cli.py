@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from zerobit import export
 from zerobit.cli import app
 from zerobit.cost.registry import cost_names
+from zerobit.export.c99.toolchain import missing_tools
 from zerobit.workflows import load_run
 
 COMMANDS: dict[str, set[str]] = {
@@ -35,7 +36,7 @@ COMMANDS: dict[str, set[str]] = {
         "--seed", "model",
     },
     "targets": {"--target"},
-    "export": {"--format", "--container", "--out", "run"},
+    "export": {"--format", "--container", "--weights", "--name", "--out", "--data", "run"},
     "verify": {"--data", "run"},
 }  # fmt: skip
 
@@ -176,6 +177,39 @@ def test_export_and_verify(run: Path, container: str, tmp_path: Path) -> None:
     result = _run("verify", folder)
     assert result.exit_code == 0, result.output
     assert "equal in every value" in result.output
+    assert "outputs of the ONNX file on all test samples: 0 of" in result.output
+
+
+def test_every_format_is_written_and_verified(run: Path, tmp_path: Path) -> None:
+    folder = _copy(run, tmp_path)
+    result = _run("export", folder, "--format", "c", "--name", "digits")
+    assert result.exit_code == 0, result.output
+    assert "arena" in result.output
+    assert "int digits_run(" in (folder / "c" / "model.h").read_text()
+    result = _run("export", folder, "--format", "tflite", "--weights", "int4")
+    assert result.exit_code == 0, result.output
+    assert (folder / "model.tflite").stat().st_size > 1000
+    result = _run("verify", folder)
+    assert result.exit_code == 0, result.output
+    for title in ("ONNX Runtime", "C on this", "TFLite Micro"):
+        assert title in result.output
+    if not missing_tools("cortex-m4"):
+        assert "C on cortex-m4" in result.output
+
+
+@pytest.mark.parametrize(
+    ("format_", "file", "named"),
+    [("c", "c/model.c", "c/model.c is missing, or is not what"), ("c", "c/model.h", "c/model.h is missing"),
+     ("tflite", "model.tflite", "model.tflite"), ("onnx", "model.onnx", "model.onnx")],
+)  # fmt: skip
+def test_verify_names_the_file_that_is_cut_off(format_: str, file: str, named: str, run: Path, tmp_path: Path) -> None:
+    folder = _copy(run, tmp_path)
+    assert _run("export", folder, "--format", format_).exit_code == 0
+    damaged = folder / file
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    result = _run("verify", folder)
+    assert result.exit_code == 2, result.output
+    assert named in result.stderr
 
 
 def test_export_writes_where_it_is_told(run: Path, tmp_path: Path) -> None:
@@ -192,7 +226,7 @@ def test_verify_finds_a_file_of_another_network(run: Path, tmp_path: Path) -> No
     export.onnx(net, folder / "model.onnx", mean=record.mean, std=record.std)
     result = _run("verify", folder)
     assert result.exit_code == 1
-    assert "NOT EQUAL" in result.stderr
+    assert "NOT EQUAL: ONNX Runtime: first at layer linear" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -278,9 +312,10 @@ def test_damaged_runs_are_refused(command: str, name: str, damage: str, named: s
     assert str(file if name == "small.safetensors" else folder) in line
 
 
-@pytest.mark.parametrize(("option", "value"), [("--format", "c99"), ("--container", "zip")])
+@pytest.mark.parametrize(("option", "value"), [("--format", "c99"), ("--container", "zip"), ("--weights", "int3")])
 def test_unknown_formats_are_refused(option: str, value: str, run: Path, tmp_path: Path) -> None:
-    result = _run("export", run, option, value, "--out", tmp_path / "x.onnx")
+    more = ("--format", "tflite") if option == "--weights" else ()
+    result = _run("export", run, option, value, *more, "--out", tmp_path / "x.onnx")
     assert result.exit_code == 2, result.output
     assert option.strip("-") in result.stderr
     assert not (tmp_path / "x.onnx").exists()

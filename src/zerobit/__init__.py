@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zerobit.cut.decide import decide
     from zerobit.cut.store import load, save
     from zerobit.errors import ZerobitError
+    from zerobit.integer.lower import settle
     from zerobit.plan import Plan
     from zerobit.search.attach import attach, calibrate
     from zerobit.search.method import ChannelSoftmax
@@ -40,6 +41,7 @@ _HOME = {
     "inspect": "zerobit.coverage",
     "load": "zerobit.cut.store",
     "save": "zerobit.cut.store",
+    "settle": "zerobit.integer.lower",
 }
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "inspect",
     "load",
     "save",
+    "settle",
 ]
 
 

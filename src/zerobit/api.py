@@ -25,7 +25,7 @@ from zerobit.errors import BudgetError, TrainingError
 from zerobit.export import onnx as export_onnx
 from zerobit.export.verify import Comparison, verify_onnx
 from zerobit.graph.ir import Graph
-from zerobit.integer.lower import lower
+from zerobit.integer.lower import lower, settle
 from zerobit.plan import Plan
 from zerobit.report import Stage, html_page, layer_rows, write_text
 from zerobit.search.attach import attach, calibrate
@@ -327,7 +327,7 @@ def _announce(graph: Graph, price: AbstractPrice, console: Console) -> None:
 def _finish(
     net: SearchNet, price: AbstractPrice, teacher: nn.Module, job: _Job, name: str = "finetune.ckpt"
 ) -> tuple[Plan, QuantNet, tuple[Stage, ...]]:
-    """Decide, cut, fine-tune."""
+    """Decide, cut, fine-tune; then biases become what integers make of them, so that what is measured is exported."""
     plan = decide(net, price)
     small = apply(net, plan)
     searched = job.stage("searched", small, net.graph, plan)
@@ -335,6 +335,7 @@ def _finish(
         small, teacher, job.data, job.objective, job.recipe, job.hardware,
         checkpoint=job.file(name), console=job.console,
     )  # fmt: skip
+    settle(small)
     return plan, small, (searched, job.stage("fine-tuned", small, net.graph, plan))
 
 

@@ -241,46 +241,54 @@ def targets(target: Target = None) -> None:
 @_guarded
 def export_(
     run: RunFolder,
-    format_: Annotated[str, typer.Option("--format", help="onnx")] = "onnx",
-    container: Annotated[str, typer.Option(help="packcast (2, 4, 8 bit packed), int8 or exact")] = "packcast",
-    out: Annotated[Path | None, typer.Option(help="file to write; RUN/model.onnx if left out")] = None,
+    format_: Annotated[str, typer.Option("--format", help="onnx, c or tflite")] = "onnx",
+    container: Annotated[str, typer.Option(help="onnx: packcast (2, 4, 8 bit packed), int8 or exact")] = "packcast",
+    weights: Annotated[str, typer.Option(help="tflite: int8 or int4")] = "int8",
+    name: Annotated[str, typer.Option(help="c: what functions begin with")] = "zb",
+    out: Annotated[Path | None, typer.Option(help="file, or folder of c; in RUN if left out")] = None,
+    data: Data = None,
 ) -> None:
-    """Write a run's network as a file that runs elsewhere."""
+    """Write a run's network as a file or a C library that runs elsewhere."""
     from zerobit.coverage import show_float_ops
-    from zerobit.workflows import export_run
+    from zerobit.deployment import FileOptions, export_run
 
-    path, float_ops = export_run(run, format_, container, out)
-    console.print(f"wrote {path}: {path.stat().st_size:,} bytes", highlight=False)
-    show_float_ops(float_ops, console)
+    written = export_run(run, format_, FileOptions(container, weights, name), out, data)
+    console.print(f"wrote {written.path}", highlight=False, markup=False, soft_wrap=True)
+    for fact in written.facts:
+        console.print(f"  {fact}", highlight=False, markup=False, soft_wrap=True)
+    show_float_ops(written.float_ops, console)
 
 
 @app.command()
 @_guarded
 def verify(run: RunFolder, data: Data = None) -> None:
-    """Run a run's exported file on every test sample and on extremes; exit code 1 if any value differs."""
+    """Run a run's files wherever this machine can, and compare every layer; exit code 1 if any value differs."""
     _verify(run, data)
 
 
 def _verify(run: Path, data: Path | None) -> None:
     from zerobit.coverage import show_float_ops
-    from zerobit.workflows import verify_run
+    from zerobit.deployment import comparison_table, runtime_table, trained_table, verify_run
 
-    outcome = verify_run(run, data)
-    table = Table(title="Exported file in ONNX Runtime against the integer reference", title_justify="left")
-    for title in ("output", "inputs", "values", "differences", "largest"):
-        table.add_column(title, justify="left" if title in ("output", "inputs") else "right")
-    for row in outcome.rows:
-        table.add_row(row.output, row.inputs, f"{row.values:,}", f"{row.differences:,}", f"{row.largest:g}")
-    console.print(table)
+    with console.status("") as status:
+        outcome = verify_run(run, data, lambda text: status.update(f"comparing {text}"))
+    console.print(runtime_table(outcome))
+    console.print(comparison_table(outcome))
+    console.print(trained_table(outcome))
     show_float_ops(outcome.float_ops, console)
+    values = sum(row.values for row in outcome.outputs)
     console.print(
-        f"test accuracy of the exported file {100 * outcome.accuracy:.2f} %, "
+        f"outputs of the ONNX file on all test samples: {sum(row.differences for row in outcome.outputs):,} of "
+        f"{values:,} values differ",
+        highlight=False,
+    )
+    console.print(
+        f"test accuracy of the ONNX file {100 * outcome.accuracy:.2f} %, "
         f"same prediction as the trained network on {100 * outcome.agreement:.2f} % of samples",
         highlight=False,
     )
-    bad = [row for row in outcome.rows if row.differences]
-    if bad:
-        errors.print(f"NOT EQUAL: first at output {bad[0].output}, {bad[0].inputs}", style="red", markup=False)
+    if outcome.first_difference:
+        errors.print(f"NOT EQUAL: {outcome.first_difference}", style="red", markup=False)
         raise typer.Exit(1)
     console.print("equal in every value", style="green")
 

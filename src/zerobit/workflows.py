@@ -14,14 +14,10 @@ from zerobit.cost.base import AbstractCost
 from zerobit.cost.own import load_costs
 from zerobit.cost.parse import make_price, parse_budgets
 from zerobit.cost.registry import device, device_names, named_cost
-from zerobit.coverage import Coverage, OpRow, inspect
+from zerobit.coverage import Coverage, inspect
 from zerobit.cut.apply import QuantNet
 from zerobit.cut.store import load
-from zerobit.errors import FormatError, TrainingError
-from zerobit.export import onnx as export_onnx
-from zerobit.export.verify import Comparison, verify_onnx
-from zerobit.integer.ir import IntegerGraph
-from zerobit.integer.lower import lower
+from zerobit.errors import TrainingError
 from zerobit.options import make_model, parse_input, parse_strength, parse_widths
 from zerobit.report import Stage, layer_rows, layer_table, stage_table, write_text
 from zerobit.runs import Run, load_float, save_float
@@ -237,64 +233,6 @@ def load_run(folder: Path) -> tuple[Run, QuantNet]:
     run = Run.read(folder)
     definition = zoo_model(run.model)
     return run, load(folder / _SMALL, definition.build(run.num_classes))
-
-
-def export_run(folder: Path, format_: str, container: str, out: Path | None) -> tuple[Path, tuple[OpRow, ...]]:
-    """Write a run's network as a file.
-
-    Returns:
-        The file, and the ops in it that are computed in float.
-
-    Raises:
-        FormatError: a format that does not exist.
-    """
-    if format_ != "onnx":
-        msg = f"`format` is {format_!r}; allowed are ('onnx',); choose one of these"
-        raise FormatError(msg)
-    run, net = load_run(folder)
-    path = export_onnx(net, out or folder / _ONNX, mean=run.mean, std=run.std, container=container)  # type: ignore[arg-type]
-    return path, _float_ops(lower(net, run.mean, run.std))
-
-
-def _float_ops(graph: IntegerGraph) -> tuple[OpRow, ...]:
-    return tuple(OpRow(op.name, op.target, op.module, op.reason) for island in graph.islands for op in island.ops)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a verification found.
-
-    Attributes:
-        rows: one per output and set of inputs.
-        accuracy: of the exported file on the test images.
-        agreement: share of test images on which it predicts what the trained network predicts.
-        float_ops: what the file computes in float.
-    """
-
-    rows: list[Comparison]
-    accuracy: float
-    agreement: float
-    float_ops: tuple[OpRow, ...]
-
-
-def verify_run(folder: Path, data: Path | None) -> Outcome:
-    """Run a run's ONNX file on every test image and compare it with the integer reference and the trained network."""
-    from zerobit.export.onnx_run import run_onnx
-
-    run, net = load_run(folder)
-    task = load_task(run.task, data)
-    graph = lower(net, run.mean, run.std)
-    path = folder / _ONNX
-    if not path.is_file():
-        path, _ = export_run(folder, "onnx", "packcast", None)
-    images = raw_images(task.test)
-    rows = verify_onnx(graph, path, {next(iter(graph.inputs)): images})
-    (logits,) = run_onnx(path, images, wide_sums=True)
-    with torch.no_grad():
-        trained = torch.cat([net(x).argmax(1) for x, _ in _evaluation(task.test, task)]).numpy()
-    labels = task.test.y.numpy()
-    accuracy, agreement = float((logits.argmax(1) == labels).mean()), float((logits.argmax(1) == trained).mean())
-    return Outcome(rows, accuracy, agreement, _float_ops(graph))
 
 
 def inspect_model(target: str, shapes: Sequence[str], control: Control) -> Coverage:

@@ -19,13 +19,13 @@ from zerobit.cut.decide import decide
 from zerobit.errors import ExportError
 from zerobit.export.c99.arena import plan_arena
 from zerobit.export.c99.constants import pack_row
-from zerobit.export.c99.folder import copy_sources, library_files, write_library
+from zerobit.export.c99.folder import check_folder, copy_sources, library_files, write_library
 from zerobit.export.c99.layout import Layout, loops
 from zerobit.export.c99.library import Library
 from zerobit.export.c99.model_c import code
 from zerobit.export.c99.model_h import header
 from zerobit.export.c99.toolchain import TARGETS, HostProgram, compiler, missing_tools, run_image
-from zerobit.integer.ir import Conv, Feed, IntegerGraph, IntegerTensor, Island, Linear, Quantize, Reshape, Weights
+from zerobit.integer.ir import Add, Conv, Feed, IntegerGraph, IntegerTensor, Island, Linear, Quantize, Reshape, Weights
 from zerobit.integer.lower import lower
 from zerobit.integer.twins.fixed31 import run_fixed31
 from zerobit.integer.walk import normalise, quantize, saturate
@@ -126,7 +126,7 @@ def test_most_networks_have_no_float(compressed_networks):
 def test_microcontrollers_equal_the_twin(network, target):
     library = Library(network(0).graph(every=False), "zb", {})
     image = run_image(library, some_inputs(library.graph, 0, count=2), target)
-    assert image.differences == 0
+    assert not image.different
     assert image.tensors == 2 * len(library.traced)
     assert len(image.instructions) == 2
     assert all(0 < count < 10**9 for count in image.instructions)
@@ -140,7 +140,8 @@ def test_a_difference_in_an_image_is_counted(monkeypatch):
     x = some_inputs(library.graph, 0, count=1)
     monkeypatch.setattr("zerobit.export.c99.vectors_h.fnv1a", lambda data: 1)
     image = run_image(library, x, "cortex-m4")
-    assert image.differences == image.tensors + 2  # the output twice: by the image and by the check
+    names = [*(name for _, name in library.traced), "logits"]
+    assert image.different == dict.fromkeys(names, 1)
 
 
 # ---------------------------------------------------------------------------------------------- memory
@@ -314,6 +315,13 @@ def test_sizes_beyond_16_bits_are_named():
         _ = Library(net.graph(), "zb", {}).program
 
 
+def test_scales_too_far_apart_are_named():
+    tensors = (IntegerTensor("one", (2,), 1e9), IntegerTensor("sum", (2,), 1.0))
+    graph = IntegerGraph(tensors, (Quantize("x", "one"), Add("one", "one", "sum")), ("sum",)).validate()
+    with pytest.raises(ExportError, match=r"Add 'sum': the ratio of two scales .* onnx can hold it"):
+        _ = Library(graph, "zb", {}).program
+
+
 def test_a_flattened_output_comes_in_plain_order():
     net = Builder((3, 4, 4), 0)
     net._same(Reshape("image", "flat"), "image", (48,))
@@ -337,6 +345,21 @@ def test_a_folder_is_written_whole_and_again(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "differences=0" in done.stdout
     assert "samples=2" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["model.c", "model.h", "zb_kernels.c", "ports/arm.c", "Makefile"])
+def test_an_edited_file_is_named(tmp_path, name):
+    graph = residual(0).graph(every=False)
+    library = write_library(graph, tmp_path / "out", some_inputs(graph, 0, count=1), metadata={"plan": "x"})
+    check_folder(library, tmp_path / "out")
+    check_folder(Library(graph, "zb", {"plan": "x"}), tmp_path / "out")
+    file = tmp_path / "out" / name
+    file.write_text(file.read_text().replace("1", "2", 1))
+    with pytest.raises(ExportError, match=rf"{name} is missing, or is not what this network makes"):
+        check_folder(library, tmp_path / "out")
+    file.unlink()
+    with pytest.raises(ExportError, match=name):
+        check_folder(library, tmp_path / "out")
 
 
 def test_other_folders_stay_as_they_are(tmp_path):

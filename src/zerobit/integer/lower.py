@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from zerobit.cut.apply import QuantNet
 from zerobit.graph.extract import reads_of
@@ -40,6 +41,32 @@ def lower(net: QuantNet, mean: Sequence[float] | None = None, std: Sequence[floa
     return _Lowering(net, mean, std).run()
 
 
+@torch.no_grad()
+def settle(net: QuantNet) -> QuantNet:
+    """Put the biases of a trained network, in place, on the values that integers give them.
+
+    A bias is an integer in units of input step times weight step, which of narrow weights is coarse. Training rounds
+    weights and activations but not biases; after this the network computes what its integers compute, but for values
+    that lie so close to a tie that float sums decide. A bias that several layers read in different units stays.
+
+    Args:
+        net: from `apply`, trained.
+
+    Returns:
+        `net`.
+
+    Raises:
+        FormatError: as `lower`.
+    """
+    lowering = _Lowering(net, None, None)
+    lowering.run()
+    tensors = net.tensors()
+    for name, found in lowering.biases.items():
+        if all(np.array_equal(values, found[0]) for values in found):
+            tensors[name].copy_(torch.from_numpy(found[0]).to(tensors[name]))
+    return net
+
+
 class _Lowering:
     """Walks a network once, collecting tensors and ops."""
 
@@ -56,6 +83,8 @@ class _Lowering:
         self._ops: list[integer.Op] = []
         #: network tensor -> tensor that holds it
         self._held: dict[str, str] = {}
+        #: bias -> real values of its integers in each layer that reads it
+        self.biases: dict[str, list[NDArray[np.float64]]] = {}
 
     def run(self) -> IntegerGraph:
         with torch.no_grad():
@@ -195,7 +224,11 @@ class _Lowering:
         bias = np.zeros(len(step))
         if op.bias is not None:
             bias = tensors[op.bias].detach().double().cpu().numpy()
-        return weights_with_bias(values.numpy(), np.asarray(slot.bits), step, bias, source)
+        weights = weights_with_bias(values.numpy(), np.asarray(slot.bits), step, bias, source)
+        if op.bias is not None:
+            unit = np.float64(source.step) * weights.scale.astype(np.float64)
+            self.biases.setdefault(op.bias, []).append(weights.bias * unit)
+        return weights
 
     def _pairwise(self, op: Op) -> None:
         operands = op.attrs.get("operands", op.inputs)

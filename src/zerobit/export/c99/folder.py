@@ -1,6 +1,7 @@
 """Write a library into a folder."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -25,8 +26,13 @@ def library_files(library: Library, samples: Feeds) -> dict[str, str]:
         samples: [N, *shape] or such arrays by input, that `main.c` runs.
     """
     own = {"model.h": header(library), "model.c": code(library), "vectors.h": vectors(library, samples)}
-    fixed = {p.relative_to(_SOURCES).as_posix(): p.read_text(encoding="utf-8") for p in _SOURCES.rglob("*.*")}
-    return {**fixed, "Makefile": (_SOURCES / "Makefile").read_text(encoding="utf-8"), **own}
+    return {**_sources(), **own}
+
+
+def _sources() -> dict[str, str]:
+    """Files that are the same for all networks."""
+    files = (path for path in _SOURCES.rglob("*") if path.is_file())
+    return {path.relative_to(_SOURCES).as_posix(): path.read_text(encoding="utf-8") for path in files}
 
 
 def write_library(
@@ -66,6 +72,42 @@ def write_library(
             target.rename(Path(temporary) / "old")
         new.rename(target)
     return library
+
+
+def folder_name(folder: Path) -> str:
+    """What the functions of a library begin with.
+
+    Args:
+        folder: from `write_library`.
+
+    Raises:
+        ExportError: it has no model.h that says so.
+    """
+    path = folder / "model.h"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = re.search(r"^int ([a-z][a-z0-9_]*)_init\(", text, re.MULTILINE)
+    if found is None:
+        msg = f"`folder` {path} is missing, or is not what zerobit makes; export it again"
+        raise ExportError(msg)
+    return found.group(1)
+
+
+def check_folder(library: Library, folder: Path) -> None:
+    """Prove that a folder holds the code of a network, whatever samples it has.
+
+    Args:
+        library: the network, with the name and metadata that the folder was written with.
+        folder: from `write_library`.
+
+    Raises:
+        ExportError: a file is missing, cut off or edited; names it.
+    """
+    own = {"model.h": header(library), "model.c": code(library)}
+    for path, text in {**_sources(), **own}.items():
+        file = folder / path
+        if not file.is_file() or file.read_text(encoding="utf-8", errors="replace") != text:
+            msg = f"`folder` {file} is missing, or is not what this network makes; export it again"
+            raise ExportError(msg)
 
 
 def copy_sources(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from zerobit.errors import ExportError
+from zerobit.errors import ExportError, FormatError
 from zerobit.export.c99 import constants
 from zerobit.export.c99.layout import Layout, Loop, loops
 from zerobit.export.c99.steps import Place, Program, Step
@@ -45,8 +45,7 @@ def plan_program(graph: IntegerGraph) -> Program:
         graph: a valid one.
 
     Raises:
-        ExportError: C can't hold an op; names it and the formats that can.
-        FormatError: scales so far apart that no 31-bit multiplier connects them.
+        ExportError: C can't hold an op, or no 31-bit multiplier connects its scales; names it and the formats that can.
     """
     return _Planner(graph).run()
 
@@ -68,6 +67,13 @@ class _Planner:
         return Program(tuple(self._steps), self._buffers, self._places, inputs, outputs)
 
     def _plan(self, op: Op) -> None:
+        try:
+            self._plan_kind(op)
+        except FormatError as error:
+            msg = f"{type(op).__name__} {makes(op)[0]!r}: {error}; onnx can hold it: choose `format` 'onnx'"
+            raise ExportError(msg) from error
+
+    def _plan_kind(self, op: Op) -> None:
         match op:
             case Quantize():
                 self._place(op.output, self._input_layout(op.output))

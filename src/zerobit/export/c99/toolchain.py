@@ -4,7 +4,8 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +155,7 @@ class Image:
         ram: bytes of static memory.
         instructions: of each sample.
         tensors: tensors compared, over all samples, outputs not counted.
-        differences: tensors and outputs that are not what they should be.
+        different: tensor or output -> samples in which it is not what it should be.
         by_tensor: instructions of the last sample up to each tensor since the one before.
     """
 
@@ -163,7 +164,7 @@ class Image:
     ram: int
     instructions: tuple[int, ...]
     tensors: int
-    differences: int
+    different: Mapping[str, int]
     by_tensor: tuple[int, ...]
 
 
@@ -185,10 +186,10 @@ def run_image(library: Library, samples: Feeds, target: str) -> Image:
         folder = Path(temporary) / "library"
         write_library(library.graph, folder, samples, name=library.name, metadata=library.metadata)
         text = _run(["make", "-s", target], folder, failing=True)
-    return _parse(target, text)
+    return _parse(library, target, text)
 
 
-def _parse(target: str, text: str) -> Image:
+def _parse(library: Library, target: str, text: str) -> Image:
     sizes = re.search(r"^\s*(\d+)\s+(\d+)\s+(\d+)\s+\d+\s+[0-9a-f]+\s", text, re.MULTILINE)
     ends = re.findall(r"^samples=\d+ arena=\d+ differences=(\d+)$", text, re.MULTILINE)
     if sizes is None or len(ends) != 2:
@@ -199,9 +200,10 @@ def _parse(target: str, text: str) -> Image:
     counts = re.findall(r"^sample=\d+ instructions=(\d+)$", image, re.MULTILINE)
     tensors = re.findall(r"^tensor=(\d+) instructions=(\d+)$", check, re.MULTILINE)
     last = [int(spent) for _, spent in tensors][-(len(tensors) // len(counts)) :] if tensors else []
-    return Image(
-        target, code_bytes + data, data + zeros, tuple(map(int, counts)), len(tensors), sum(map(int, ends)), tuple(last)
-    )
+    names = {"tensor": [name for _, name in library.traced], "output": [p.tensor.name for p in library.outputs]}
+    wrong = re.findall(r"^DIFFERENT sample=\d+ (tensor|output)=(\d+)$", check, re.MULTILINE)
+    different = Counter(names[kind][int(index)] for kind, index in wrong)
+    return Image(target, code_bytes + data, data + zeros, tuple(map(int, counts)), len(tensors), different, tuple(last))
 
 
 def _run(command: Sequence[str], folder: Path, *, failing: bool = False) -> str:

@@ -1,0 +1,281 @@
+"""Files of a run: written for a device, and run here to prove that they compute the same."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+
+from zerobit.coverage import OpRow
+from zerobit.cut.apply import QuantNet
+from zerobit.errors import ExportError, FormatError
+from zerobit.export import c as export_c
+from zerobit.export import onnx as export_onnx
+from zerobit.export import tflite as export_tflite
+from zerobit.export.c99.library import Library
+from zerobit.export.c99.toolchain import TARGETS, missing_tools, run_image
+from zerobit.export.comparison import LayerComparison
+from zerobit.export.runtimes.base import AbstractRuntime, Exported
+from zerobit.export.runtimes.c_library import C_FOLDER, EmulatedC, HostC
+from zerobit.export.runtimes.onnx_runtime import ONNX_FILE, OnnxRuntime
+from zerobit.export.runtimes.tflite_micro import TFLITE_FILE, TfliteMicro
+from zerobit.export.verify import Comparison, verify_onnx
+from zerobit.integer.agreement import Agreement, agreement
+from zerobit.integer.ir import IntegerGraph
+from zerobit.integer.lower import lower
+from zerobit.runs import Run
+from zerobit.workflows import load_run, raw_images
+from zerobit.zoo.data import Batches
+from zerobit.zoo.tasks import load_task
+
+Array = NDArray[np.generic]
+
+_FILES = {"onnx": ONNX_FILE, "c": C_FOLDER, "tflite": TFLITE_FILE}
+#: Samples that are compared in every layer, and by the trained network; outputs are compared on all.
+_LAYER_SAMPLES = 1024
+_AGREEMENT_SAMPLES = 256
+#: Samples that are put into a C library, and those that logits of a TFLite file are scaled by.
+_VECTORS, _SCALED = 2, 256
+#: The microcontroller that an exported C library is counted on.
+_COUNTED_ON = "cortex-m4"
+_EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """What the formats can be told; each takes what concerns it.
+
+    Attributes:
+        container: of ONNX: packcast, int8 or exact.
+        weights: of TFLite: int8 or int4.
+        name: of C: what functions begin with.
+    """
+
+    container: str = "packcast"
+    weights: str = "int8"
+    name: str = "zb"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that was written.
+
+    Attributes:
+        path: the file or folder.
+        facts: what to say of it.
+        float_ops: what it computes in float.
+    """
+
+    path: Path
+    facts: tuple[str, ...]
+    float_ops: tuple[OpRow, ...] = ()
+
+
+def export_run(folder: Path, format_: str, options: FileOptions, out: Path | None, data: Path | None) -> Written:
+    """Write a run's network in a format.
+
+    Args:
+        folder: of the run.
+        format_: onnx, c or tflite.
+        options: of the formats.
+        out: file, or folder of C; in the run's folder if None.
+        data: where the task's data is, for samples; None for tasks that need no folder, and for C, which then has
+            random samples.
+
+    Raises:
+        FormatError: a format that does not exist.
+        ExportError: the format can't hold the network; names the node.
+    """
+    if format_ not in _FILES:
+        msg = f"`format` is {format_!r}; allowed are {tuple(_FILES)}; choose one of these"
+        raise FormatError(msg)
+    run, net = load_run(folder)
+    path = out or folder / _FILES[format_]
+    graph = lower(net, run.mean, run.std)
+    match format_:
+        case "onnx":
+            path = export_onnx(net, path, mean=run.mean, std=run.std, container=options.container)  # type: ignore[arg-type]
+            return Written(path, (_size(path),), _float_ops(graph))
+        case "tflite":
+            samples = raw_images(load_task(run.task, data).val)[:_SCALED]
+            path = export_tflite(net, path, samples, mean=run.mean, std=run.std, weights=options.weights)  # type: ignore[arg-type]
+            return Written(path, (_size(path),))
+        case _:
+            samples = _vectors(run, net, data)
+            path = export_c(net, path, samples, mean=run.mean, std=run.std, name=options.name)
+            return Written(path, _c_facts(Library(graph, options.name, {}), samples))
+
+
+def _size(path: Path) -> str:
+    return f"{path.stat().st_size:,} bytes"
+
+
+def _vectors(run: Run, net: QuantNet, data: Path | None) -> Array:
+    """Samples for a C library: of the task where its data is at hand, else random."""
+    if data is not None or run.task == "digits":
+        return raw_images(load_task(run.task, data).test)[:_VECTORS]
+    shape = net.graph.shapes[net.graph.inputs[0]][1:]
+    return np.random.default_rng(0).uniform(0, 1, (_VECTORS, *shape)).astype(np.float32)
+
+
+def _c_facts(library: Library, samples: Array) -> tuple[str, ...]:
+    """Memory, and what the image of a microcontroller takes where it can be built here."""
+    facts = [f"arena {library.arena.size:,} B"]
+    if tools := missing_tools(_COUNTED_ON):
+        return (*facts, f"to count flash and instructions, install {', '.join(tools)}, or `make {_COUNTED_ON}` there")
+    image = run_image(library, samples, _COUNTED_ON)
+    if image.different:
+        msg = f"`{_COUNTED_ON}` computes other values than the reference in {sorted(image.different)}; please report"
+        raise ExportError(msg)
+    return (
+        *facts,
+        f"{_COUNTED_ON} image: {image.flash:,} B of flash with {len(samples)} samples in it, {image.ram:,} B of RAM, "
+        f"{image.instructions[0]:,} instructions per sample (QEMU); all tensors equal to the reference",
+    )
+
+
+def _float_ops(graph: IntegerGraph) -> tuple[OpRow, ...]:
+    return tuple(OpRow(op.name, op.target, op.module, op.reason) for island in graph.islands for op in island.ops)
+
+
+# ---------------------------------------------------------------------------------------------- verify
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a verification found.
+
+    Attributes:
+        outputs: of the ONNX file, on every test image: one per output and set of inputs.
+        layers: by title of a runtime, a row per tensor and set of inputs, in order of execution.
+        skipped: title of a runtime -> why it could not run.
+        order: names of all tensors, in order of execution.
+        trained: the trained network's quantised tensors against the integers.
+        accuracy: of the ONNX file on the test images.
+        agreement: share of test images on which it predicts what the trained network predicts.
+        float_ops: what the file computes in float.
+    """
+
+    outputs: Sequence[Comparison]
+    layers: Mapping[str, Sequence[LayerComparison]]
+    skipped: Mapping[str, str]
+    order: Sequence[str]
+    trained: Sequence[Agreement]
+    accuracy: float
+    agreement: float
+    float_ops: tuple[OpRow, ...]
+
+    @property
+    def first_difference(self) -> str:
+        """The first layer of the first runtime that diverges, or the first output; "" if all is equal."""
+        for title, rows in self.layers.items():
+            for row in rows:
+                if row.differences:
+                    return f"{title}: first at layer {row.layer}, {row.inputs}"
+        return next((f"ONNX Runtime: output {r.output}, {r.inputs}" for r in self.outputs if r.differences), "")
+
+
+def runtimes() -> tuple[AbstractRuntime, ...]:
+    """Everything that could run an exported network."""
+    return (OnnxRuntime(), HostC(), *(EmulatedC(target) for target in TARGETS), TfliteMicro())
+
+
+def verify_run(folder: Path, data: Path | None, say: Callable[[str], None] = lambda text: None) -> Outcome:
+    """Run a run's files on test images and compare every layer with the integer reference and the trained network.
+
+    Args:
+        folder: of the run.
+        data: where the task's data is.
+        say: is told what is being done.
+
+    Raises:
+        ExportError: a file is cut off, or is not what the network makes; names it.
+    """
+    from zerobit.export.onnx_run import run_onnx
+
+    run, net = load_run(folder)
+    task = load_task(run.task, data)
+    graph = lower(net, run.mean, run.std)
+    path = folder / ONNX_FILE
+    if not path.is_file():
+        path = export_onnx(net, path, mean=run.mean, std=run.std)
+    images = raw_images(task.test)
+    name = next(iter(graph.inputs))
+    exported = Exported(graph, folder, {name: images[:_LAYER_SAMPLES]}, metadata={"zerobit.plan": net.plan.hash})
+    layers, skipped = _layers(exported, say)
+    say(f"outputs of {len(images):,} test images in ONNX Runtime")
+    outputs = verify_onnx(graph, path, {name: images})
+    (logits,) = run_onnx(path, images, wide_sums=True)
+    say("the trained network")
+    batches = [x for x, _ in Batches(task.test, task, _EVALUATION_BATCH)]
+    with torch.no_grad():
+        predicted = torch.cat([net(x).argmax(1) for x in batches]).numpy()
+    some = batches[0][:_AGREEMENT_SAMPLES]
+    trained = agreement(net, graph, [some], {name: images[: len(some)]})
+    accuracy = float((logits.argmax(1) == task.test.y.numpy()).mean())
+    order = [tensor.name for tensor in graph.tensors]
+    same = float((logits.argmax(1) == predicted).mean())
+    return Outcome(outputs, layers, skipped, order, trained, accuracy, same, _float_ops(graph))
+
+
+def _layers(
+    exported: Exported, say: Callable[[str], None]
+) -> tuple[dict[str, Sequence[LayerComparison]], dict[str, str]]:
+    layers: dict[str, Sequence[LayerComparison]] = {}
+    skipped: dict[str, str] = {}
+    for runtime in runtimes():
+        if reason := runtime.missing(exported):
+            skipped[runtime.title] = re.sub(r"\s+", " ", reason)
+            continue
+        say(f"every layer: {runtime.title}")
+        layers[runtime.title] = runtime.rows(exported)
+    return layers, skipped
+
+
+def runtime_table(outcome: Outcome) -> Table:
+    """A row per runtime."""
+    table = Table(title="Every layer against the integer reference", title_justify="left")
+    table.add_column("")
+    table.add_column("runtime")
+    for title in ("tensors", "values compared", "different"):
+        table.add_column(title, justify="right")
+    table.add_column("first at layer")
+    for number, (title, rows) in enumerate(outcome.layers.items(), 1):
+        first = next((row.layer for row in rows if row.differences), "")
+        counts = (len({row.layer for row in rows}), sum(r.values for r in rows), sum(r.differences for r in rows))
+        table.add_row(str(number), title, *(f"{count:,}" for count in counts), first)
+    for title, reason in outcome.skipped.items():
+        table.add_row("", f"{title}: not run, {reason}")
+    return table
+
+
+def comparison_table(outcome: Outcome) -> Table:
+    """A row per layer, a column per row of `runtime_table`: values that differ, over all sets of inputs."""
+    table = Table(title="Values that differ, by layer", title_justify="left")
+    table.add_column("layer", overflow="fold")
+    found: dict[str, dict[str, int]] = {}
+    for number, (title, rows) in enumerate(outcome.layers.items(), 1):
+        table.add_column(str(number), justify="right")
+        for row in rows:
+            own = found.setdefault(row.layer, {})
+            own[title] = own.get(title, 0) + row.differences
+    for layer in outcome.order:
+        if layer in found:
+            cells = [found[layer].get(title) for title in outcome.layers]
+            table.add_row(layer, *("" if cell is None else f"{cell:,}" for cell in cells))
+    return table
+
+
+def trained_table(outcome: Outcome) -> Table:
+    """How far fake quantisation in float is from the integers, layer by layer."""
+    table = Table(title="The trained network (float) against its integers", title_justify="left")
+    for title in ("layer", "values", "different [%]", "largest [LSB]"):
+        table.add_column(title, justify="left" if title == "layer" else "right")
+    for row in outcome.trained:
+        share = f"{100 * row.differences / row.values:.4f}"
+        table.add_row(row.tensor, f"{row.values:,}", share, str(row.largest))
+    return table

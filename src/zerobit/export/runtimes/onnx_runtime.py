@@ -1,0 +1,34 @@
+"""ONNX Runtime on this machine's processor."""
+
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from zerobit.export.comparison import LayerComparison
+from zerobit.export.runtimes.base import AbstractRuntime, Exported
+
+#: In the folder of a run.
+ONNX_FILE = "model.onnx"
+
+
+class OnnxRuntime(AbstractRuntime):
+    """The fused 8-bit graph, against the float32 twin."""
+
+    title = "ONNX Runtime"
+
+    def missing(self, exported: Exported) -> str:
+        """It is an extra."""
+        absent = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
+        return f"{' and '.join(absent)} not installed: pip install 'zerobit[onnx]'" if absent else ""
+
+    def rows(self, exported: Exported) -> list[LayerComparison]:
+        """Of the file in the folder."""
+        from zerobit.export.onnx_file import write_onnx
+        from zerobit.export.onnx_layers import layer_rows
+
+        path = exported.folder / ONNX_FILE
+        if path.is_file():
+            return layer_rows(exported.graph, path, exported.samples, seed=exported.seed)
+        with tempfile.TemporaryDirectory() as folder:
+            path = write_onnx(exported.graph, Path(folder) / ONNX_FILE)
+            return layer_rows(exported.graph, path, exported.samples, seed=exported.seed)
