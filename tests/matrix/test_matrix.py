@@ -19,8 +19,13 @@ from zerobit.cost import Size
 from zerobit.cost.price import Budget
 from zerobit.cut.apply import QuantNet, apply
 from zerobit.cut.decide import decide
+from zerobit.export.runtimes.base import Exported
+from zerobit.export.runtimes.c_library import HostC
+from zerobit.export.runtimes.onnx_runtime import OnnxRuntime
+from zerobit.export.runtimes.tflite_micro import TfliteMicro
 from zerobit.graph.capture import capture
 from zerobit.graph.describe import describe
+from zerobit.integer.lower import lower
 from zerobit.plan import Plan
 from zerobit.search.attach import SearchNet, attach
 from zerobit.search.method import ChannelSoftmax
@@ -224,6 +229,21 @@ def test_the_exported_file_runs(row: MatrixRow, tmp_path: Path) -> None:
     results = [torch.from_numpy(x) for x in session.run(None, feeds)]
     assert [x.shape for x in results] == [x.shape for x in run(small, inputs)]
     assert finite(results)
+
+
+@pytest.mark.matrix  # islands are exported by torch, which takes seconds
+@every_row
+def test_exports_equal_their_twins(row: MatrixRow, tmp_path: Path) -> None:
+    """Every layer, in ONNX Runtime, and as C and in TFLite Micro where these hold the network."""
+    _, small = _cut(row)
+    graph = lower(small)
+    inputs = dict(zip(graph.inputs, (x.numpy() for x in row.sample(2, seed=1)), strict=True))
+    exported = Exported(graph, tmp_path, inputs)
+    for runtime in (OnnxRuntime(), HostC(), TfliteMicro()):
+        if not (reason := runtime.missing(exported)):
+            assert [r for r in runtime.rows(exported) if r.differences] == [], runtime.title
+        else:
+            assert graph.islands or "spatial" in reason or "installed" in reason or "onnx" in reason, reason
 
 
 def test_the_matrix_is_wide() -> None:
