@@ -20,6 +20,7 @@ from zerobit.cost.amounts import written
 from zerobit.cost.price import reference_cost
 from zerobit.cost.registry import named_cost
 from zerobit.report import Stage
+from zerobit.train.phases import Recipe
 from zerobit.workflows import load_run, train_task
 
 #: Uniform networks of ResNet-8 at 4 and 2 bit take as many cycles on NE16.
@@ -134,7 +135,11 @@ def write_budgets(place: Workplace, searches: Sequence[Search], title: str, opti
 
 def write_comparisons(place: Workplace, options: argparse.Namespace) -> None:
     """The sections on networks trained for one device."""
-    epochs = f"{place.epochs[0]} epochs of search and {place.epochs[1]} of fine-tuning"
+    recipe = Recipe(search_epochs=place.epochs[0], finetune_epochs=place.epochs[1])
+    epochs = (
+        f"{place.epochs[0]} epochs of search and {place.epochs[1]} of fine-tuning, which is {recipe.choosing_epochs} with"
+        f" choices and {recipe.tuning_epochs} of the cut network"
+    )
     cross = [(f"for {s.title}", s) for s in (_NE16_A, _MPIC_A, _NE16_B, _MPIC_B)]
     if rows := run_rows(place, cross):
         text = [

@@ -26,6 +26,7 @@ from zerobit.report import write_text
 from zerobit.search.attach import SearchNet, attach
 from zerobit.search.method import ChannelSoftmax
 from zerobit.train.objective import Objective, evaluate
+from zerobit.train.phases import Recipe
 from zerobit.workflows import compress_task
 
 #: Budgets, percent of the cost of the network with all weights at 8 bit.
@@ -105,7 +106,7 @@ def searched(place: Workplace, search: Search) -> SearchNet | None:
     """The network at the end of its search; None while it is not there."""
     path = place.settings(search.name).out / "search.ckpt"
     state = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else {"history": ()}
-    if len(state["history"]) < place.epochs[0]:
+    if len(state["history"]) < Recipe(search_epochs=place.epochs[0]).choosing_epochs:
         return None
     per_layer = any(cost.run_per_width for cost in search.costs)
     method = ChannelSoftmax(granularity="layer" if per_layer else "channel")

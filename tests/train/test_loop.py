@@ -59,7 +59,7 @@ def _search(method: str, **changes: Any) -> Run:
     def run(objective: Objective, file: Path | None) -> tuple[nn.Module, list[Epoch]]:
         torch.manual_seed(1)
         net, teacher = attached("mlp", method), attached("mlp", "no_pruning").eval()
-        recipe = Recipe(**{"search_epochs": EPOCHS, "finetune_epochs": 1, "lr": 1e-2, **changes})
+        recipe = Recipe(**{"search_epochs": EPOCHS, "finetune_epochs": 1, "lr": 1e-2, "commit": 1.0, **changes})
         price = Budget(Size(), "40%")
         return net, search(net, price, teacher, _data(), objective, recipe, HARDWARE, checkpoint=file)
 
@@ -70,7 +70,7 @@ def _finetune(objective: Objective, file: Path | None) -> tuple[nn.Module, list[
     torch.manual_seed(1)
     net = attached("mlp")
     small = apply(net, decide(net, Budget(Size(), "40%")))
-    recipe = Recipe(search_epochs=1, finetune_epochs=EPOCHS, lr=1e-2)
+    recipe = Recipe(search_epochs=1, finetune_epochs=EPOCHS, lr=1e-2, commit=1.0)
     return small, finetune(small, net.eval(), _data(), objective, recipe, HARDWARE, checkpoint=file)
 
 
@@ -231,10 +231,21 @@ def test_schedules_start_and_end_where_they_should() -> None:
     assert values == sorted(values, reverse=True)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "choosing", "tuning"),
+    [((8, 4), 5, 7), ((20, 10), 12, 18), ((1, 1), 1, 1), ((0, 3), 0, 3), ((2, 0), 2, 0)],
+)
+def test_the_end_of_a_search_trains_the_cut_network(epochs: tuple[int, int], choosing: int, tuning: int) -> None:
+    """Choices stand after 60 % of the search's epochs, and all epochs are spent."""
+    recipe = Recipe(search_epochs=epochs[0], finetune_epochs=epochs[1])
+    assert (recipe.choosing_epochs, recipe.tuning_epochs) == (choosing, tuning)
+    assert recipe.search_share == choosing / sum(epochs)
+
+
 def test_the_search_learns_to_keep_its_budget() -> None:
     """Validation is of the hard network, and a search under a price makes it smaller."""
     net = attached("mlp")
-    recipe = Recipe(search_epochs=6, finetune_epochs=0, lr=1e-3, choice_lr=0.2)
+    recipe = Recipe(search_epochs=6, finetune_epochs=0, lr=1e-3, choice_lr=0.2, commit=1.0)
     before = float(Size()(_usage(net)))
     search(net, Budget(Size(), "30%"), None, _data(), Objective(), recipe, HARDWARE)
     assert float(Size()(_usage(net))) < before

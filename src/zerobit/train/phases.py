@@ -1,5 +1,6 @@
 """The phases of a compression: float training, search, fine-tuning, each on the one loop."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +23,17 @@ from zerobit.train.objective import Objective, evaluate
 class Recipe:
     """Epochs and learning rates of a compression.
 
-    Search and fine-tuning share one cosine over all their epochs for weights and ranges. Choices have their own, which
-    ends at `commit`: at a constant rate, channels between two widths would flip to the end, and the weights would not
-    settle for either.
+    Search and fine-tuning share one cosine over all their epochs for weights and ranges. Choices have their own, at the
+    end of which the network is cut: at a constant rate, channels between two widths would flip to the end. That end is
+    at `commit`, and what is left of the search's epochs trains the network as it was cut. A projection to the budget
+    changes channels; the sooner it is made, the longer the weights can settle for it.
 
     Attributes:
-        search_epochs: with choices.
-        finetune_epochs: of the cut network.
+        search_epochs: of which the share `commit` is spent with choices, the rest on the cut network.
+        finetune_epochs: of the cut network, on top of these.
         lr: of weights and ranges (Adam).
         choice_lr: of gates and widths (Adam); raised where the search is too short for a choice to change.
-        commit: share of the search after which choices stand still.
+        commit: share of the search's epochs after which choices stand and the network is cut.
         weight_decay: on weights.
     """
 
@@ -43,18 +45,28 @@ class Recipe:
     weight_decay: float = 0.0
 
     @property
+    def choosing_epochs(self) -> int:
+        """With choices."""
+        return math.ceil(self.commit * self.search_epochs)
+
+    @property
+    def tuning_epochs(self) -> int:
+        """Of the cut network."""
+        return self.search_epochs + self.finetune_epochs - self.choosing_epochs
+
+    @property
     def search_share(self) -> float:
-        """Share of all epochs that are search."""
-        return self.search_epochs / max(1, self.search_epochs + self.finetune_epochs)
+        """Share of all epochs that have choices."""
+        return self.choosing_epochs / max(1, self.search_epochs + self.finetune_epochs)
 
     def choice_rate(self, steps: int) -> float:
-        """Learning rate of choices for a search of this many steps.
+        """Learning rate of choices that can move for this many steps.
 
         Adam moves a logit by at most its rate per step, so a rate sets how far one can travel; an open gate must be
         able to close, and a width to pass two others.
         """
         mean_of_cosine = 0.5
-        travelled = max(1.0, steps * self.commit * mean_of_cosine)
+        travelled = max(1.0, steps * mean_of_cosine)
         return max(self.choice_lr, min(_LEAST_TRAVEL / travelled, _FASTEST_CHOICE))
 
 
@@ -116,7 +128,7 @@ def search(
     """Train weights, ranges and choices together, in place. Validation is of the hard network."""
     fabric = hardware.fabric()
     net.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    steps = recipe.search_epochs * len(data.train)  # type: ignore[arg-type]
+    steps = recipe.choosing_epochs * len(data.train)  # type: ignore[arg-type]
     choice_lr = recipe.choice_rate(steps)
 
     def note() -> str:
@@ -126,14 +138,12 @@ def search(
 
     phase = Phase(
         name="search",
-        epochs=recipe.search_epochs,
+        epochs=recipe.choosing_epochs,
         net=net,
         optimizer=torch.optim.Adam(net.param_groups(recipe.lr, choice_lr, recipe.weight_decay)),
         loss=lambda batch: objective(net, teacher, batch, fabric.device) + price(net),
         validate=lambda: evaluate(net, data.val, objective),
-        schedule=lambda group, progress: cosine(
-            progress / recipe.commit if group == "choices" else progress * recipe.search_share
-        ),
+        schedule=lambda group, progress: cosine(progress if group == "choices" else progress * recipe.search_share),
         before_step=net.advance,
         after_step=lambda: price.update(net),
         note=note,
@@ -163,7 +173,7 @@ def finetune(
     start = recipe.search_share
     phase = Phase(
         name="fine-tune",
-        epochs=recipe.finetune_epochs,
+        epochs=recipe.tuning_epochs,
         net=net,
         optimizer=torch.optim.Adam(net.param_groups(recipe.lr, recipe.weight_decay)),
         loss=lambda batch: objective(net, teacher, batch, fabric.device),
