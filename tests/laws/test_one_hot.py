@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cases import CASES, ModelCase
 from searches import METHODS, attached, scramble
 from zerobit.cost import AbstractCost, Bops, Macs, Size
+from zerobit.cost.devices.cortex_m import FITTED, Flash
 from zerobit.cost.registry import named_cost
 from zerobit.cost.usage import usage
 from zerobit.cut.apply import QuantNet, apply
@@ -43,6 +44,8 @@ class _Run:
         positions: of the output.
         groups: of a convolution.
         macs: per output channel.
+        inside: places of the window that lie inside the input, and lines of such; means over the output.
+        is_dilated: along the last dimension.
     """
 
     bits: tuple[int, ...]
@@ -52,6 +55,8 @@ class _Run:
     positions: int
     groups: int
     macs: int
+    inside: tuple[float, float] = (1, 1)
+    is_dilated: bool = False
 
 
 @dataclass
@@ -97,7 +102,32 @@ class _Count(TorchDispatchMode):
         inputs = x.shape[-1] if is_linear else x.shape[1]
         groups = 1 if is_linear else args[8]
         sizes = inputs, (1, 1, 1, *window)[-3:], space, positions, groups
-        self.runs.append(_Run(bits, *sizes, per_channel // BATCH))
+        inside = () if is_linear else (_inside(x.shape[2:], window, *args[3:8]), args[5][-1] > 1)
+        self.runs.append(_Run(bits, *sizes, per_channel // BATCH, *inside))
+
+
+def _inside(sizes: Any, window: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, more: Any) -> Any:
+    """Means of a convolution of ones with ones: over all dimensions, and over all but the last."""
+    stride, padding, dilation, extra = (
+        list(v) * (len(sizes) // len(v)) for v in (stride, padding, dilation, more)
+    )  # one number may stand for all dimensions
+    if transposed:
+        sizes = [(n - 1) * s + 1 for n, s in zip(sizes, stride, strict=True)]
+        padding = [d * (k - 1) - p for d, k, p in zip(dilation, window, padding, strict=True)]
+        stride = [1] * len(sizes)
+    else:
+        extra = [0] * len(sizes)
+    means = []
+    for end in (len(sizes), len(sizes) - 1):
+        if end == 0:
+            means.append(1.0)
+            continue
+        x, w = (torch.ones(1, 1, *dims[:end], dtype=torch.float64) for dims in (sizes, window))
+        pads = [side for p, e in zip(padding[:end], extra[:end], strict=True) for side in (p + e, p)]
+        x = torch.nn.functional.pad(x, pads[::-1])
+        conv = (torch.conv1d, torch.conv2d, torch.conv3d)[end - 1]
+        means.append(conv(x, w, None, stride[:end], 0, dilation[:end]).mean().item())
+    return tuple(means)
 
 
 def _place(tensor: Tensor) -> int:
@@ -152,12 +182,13 @@ def _counted(net: QuantNet, row: ModelCase, depthwise: list[bool]) -> dict[str, 
     wide = {b: next(w for w in (2, 4, 8) if w >= b) for b in range(2, 9)}
     layers = list(zip(count.runs, depthwise, strict=True))
     channels = sum(len(run.bits) for run in count.runs)
+    calls = sum(1 if is_depthwise else run.groups for run, is_depthwise in layers)
     return {
         "ne16": sum(_ne16(*layer) for layer in layers),
         "gap8": sum(_gap8(*layer) for layer in layers),
         "diana": sum(_diana(*layer) for layer in layers),
         "cortex_m": sum(_cortex_m(*layer) for layer in layers),
-        "cortex_m.flash": (size + rest) / 8 + 9 * channels + 3_730,
+        "cortex_m.flash": (size + rest) / 8 + 11 * channels + calls * Flash().call + Flash().code,
         "size": (size + rest) / 8,
         "macs": float(sum(macs.values())),
         "bops": float(sum(n * a * w for (a, w), n in macs.items())),
@@ -235,11 +266,22 @@ def _diana(run: _Run, depthwise: bool) -> float:
 
 
 def _cortex_m(run: _Run, depthwise: bool) -> float:
-    single, four = 85.9e6 / 12_501_632, 4 * 59.8e6 / 12_501_632
-    if depthwise:
-        return len(run.bits) * run.macs * single
-    groups = Counter(next(w for w in (2, 4, 8) if w >= b) for b in run.bits)
-    return run.macs * sum(n // 4 * four + (0, single, 2 * single, four)[n % 4] for n in groups.values())
+    """Pass by pass, of each group; a row of the output after the other."""
+    c, groups = FITTED, 1 if depthwise else run.groups
+    channels = Fraction(len(run.bits), groups)
+    fours, rest = divmod(channels, 4)
+    fours, ones = (fours + 1, 0) if rest > 1 else (fours, math.ceil(rest))
+    fours, ones = (0, len(run.bits)) if depthwise else (fours, ones)
+    places, lines = run.inside
+    runs = places if depthwise or run.groups > 1 or run.is_dilated else lines
+    values = places * run.inputs / run.groups
+    four = c.window + lines * c.line + runs * c.run + values * c.value
+    one = c.single_window + lines * c.single_line + runs * c.single_run + values * c.single_value
+    rows = 1 if run.size is None else run.size[0] * run.size[1]
+    found = groups * (c.call + rows * c.row * float(fours + ones) + run.positions * float(fours * four + ones * one))
+    weights = math.prod(run.window) * run.inputs // run.groups
+    unpacked = sum(weights * (c.unpack_2 if b == 2 else c.unpack_4) for b in run.bits if b <= 4)
+    return found + len(run.bits) * (c.output * run.positions + c.channel) + unpacked
 
 
 COSTS: dict[str, AbstractCost] = {

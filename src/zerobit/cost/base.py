@@ -55,6 +55,9 @@ class LayerUse:
         groups: of a grouped convolution, uncut.
         activation: widths of the input, one row; None for one that has no quantizer and is read in float.
         stride: steps of the window, () for linear.
+        dilation: distance of two places of the window, () for linear.
+        inside: along each dimension, how many places of the window lie inside the input, the mean over all outputs; the
+            others meet padding. () for linear. The zeros between the inputs of a transposed convolution are inside.
     """
 
     name: str
@@ -68,6 +71,8 @@ class LayerUse:
     groups: int
     activation: BitDist | None
     stride: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    inside: tuple[float, ...] = ()
 
     @property
     def macs_by_width(self) -> Tensor:

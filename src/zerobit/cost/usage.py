@@ -1,5 +1,7 @@
 """Making a `Usage`: what a graph uses of a device at given widths."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -76,7 +78,40 @@ def _layer_use(graph: Graph, op: Op, weight: WeightUse, bits: NetBits, axis: Axi
         groups=int(op.attrs.get("groups", 1)),
         activation=_stored_as(graph, op.inputs[0], bits),
         stride=tuple(op.attrs.get("stride", ())),
+        dilation=tuple(op.attrs.get("dilation", ())),
+        inside=_inside(graph, op),
     )
+
+
+def _inside(graph: Graph, op: Op) -> tuple[float, ...]:
+    a = op.attrs
+    if op.kind not in (Kind.CONV, Kind.CONV_TRANSPOSE):
+        return ()
+    sizes, outputs = graph.shapes[op.inputs[0]][2:], graph.shapes[op.name][2:]
+    steps, before = a["stride"], [begin for begin, _ in a["padding"]]
+    if op.kind is Kind.CONV_TRANSPOSE:  # a direct one, step by step over an input with zeros between
+        sizes = tuple((size - 1) * step + 1 for size, step in zip(sizes, steps, strict=True))
+        before = [d * (k - 1) - p for d, k, p in zip(a["dilation"], a["kernel"], before, strict=True)]
+        steps = (1,) * len(sizes)
+    dimensions = zip(sizes, outputs, a["kernel"], steps, before, a["dilation"], strict=True)
+    return tuple(mean_inside(*dimension) for dimension in dimensions)
+
+
+@cache
+def mean_inside(size: int, outputs: int, kernel: int, stride: int, before: int, dilation: int) -> float:
+    """Places of a window that lie inside an input, along one dimension; the mean over all outputs.
+
+    Args:
+        size: of the input.
+        outputs: number of windows.
+        kernel: places of a window.
+        stride: between windows.
+        before: padding before the input.
+        dilation: between places.
+    """
+    starts = range(-before, outputs * stride - before, stride)
+    places = range(0, kernel * dilation, dilation)
+    return sum(0 <= start + place < size for start in starts for place in places) / outputs
 
 
 def _channel_dim(graph: Graph, op: Op, tensor: str) -> int:

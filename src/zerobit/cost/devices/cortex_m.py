@@ -1,48 +1,94 @@
-"""Arm Cortex-M with generated C99 kernels: bytes of flash, and instructions per inference.
+"""Arm Cortex-M with generated C99 kernels: instructions per inference, and bytes of flash.
 
-Fitted to counts of QEMU (cortex-m4) on MLPerf Tiny ResNet-8, 12,501,632 multiplications, 77,360 weights, 346 output
-channels, weights packed at 2, 4 and 8 bit and unpacked once per output channel:
+The kernels compute four channels per pass over the image, whatever their widths; two or three that are left take one
+more such pass with idle rows, a single one a shorter pass of its own. Each group of a grouped convolution is computed
+by itself, and each channel of a depthwise one. Weights below 8 bits are unpacked once per channel. Hence
 
-- Instructions: 85.9 M with one channel per pass over the patch, 59.7 M with four (59.8 M packed), hence 6.871 and 4.783
-  per multiplication. Both contain what there is per output (requantisation) and per patch; residual 0 at 8 bit in full
-  passes with packed weights, 0.2 % (59.7 M) with unpacked ones. The narrower widths take as many instructions: weights
-  are 8 bit when they are multiplied. Depthwise layers were not counted apart; as their channels share no input they are
-  charged as single channels, and so is what is left of a precision group after passes of four. Three left are charged
-  as a pass of four with one idle, which is shorter than three single ones.
-- Flash: 87,276 B at 8 bit, 3,072 B of test input among them. Less the weights and 9 B per channel (int32 bias, int32
-  multiplier, int8 shift) it leaves 3,730 B of code. MobileNetV1 0.25 for 96 x 96 pixels (208,112 weights, 2,738
-  channels), 264,900 B with an input of 27,648 B, is then 768 B too small (0.3 %).
+    call * groups + P * (F * four + S * one + N * output) + rows * (F + S) * row + unpacking
+
+for P windows in so many rows, F passes of four, S single ones and N channels, where a pass over a window takes
+
+    window + line * lines + run * runs + value * values
+
+for the values of the window that lie inside the input, in `lines` lines of the kernel and `runs` stretches of memory
+(as many as lines, or as places where groups or dilation leave gaps). What padding adds is not computed.
+
+All constants are fitted to counts of QEMU (cortex-m4, -O2) by benchmarks/cortex_m_fit.py, which writes them and their
+errors on layers and networks that were not fitted to docs/cortex_m.md. Not in the model: ops that are no layers, and a
+grouped convolution of which a single input per group is left (its channels are computed one by one).
 """
 
 from dataclasses import dataclass
+from math import prod
 
+import torch
 from torch import Tensor
 
 from zerobit.cost.analytic import Size
 from zerobit.cost.base import AbstractCost, LayerUse, Usage, total
-from zerobit.cost.device import Device, is_computed, stored_counts
-from zerobit.cost.staircase import floor_div, with_slope
+from zerobit.cost.device import Device, is_computed, output_size, stored_counts
+from zerobit.cost.staircase import ROUNDING, floor_div, with_slope
 from zerobit.formats import DEFAULT_STORAGE
 
-_SOURCE = "counts of instructions (QEMU, cortex-m4) and of bytes (arm-none-eabi-size) of generated C99 kernels"
+_SOURCE = "counts of instructions (QEMU, cortex-m4) and of bytes of the C that zerobit exports; docs/cortex_m.md"
 
-_MACS = 12_501_632  # of ResNet-8
-_SINGLE = 85.9e6 / _MACS  # instructions per multiplication, one channel per pass
-_PACKED = 59.8e6 / _MACS  # four channels per pass
 _PASS = 4  # channels
-_PER_CHANNEL = 4 + 4 + 1  # bytes: bias, multiplier, shift
-_CODE = 87_276 - 3_072 - 77_360 - 346 * _PER_CHANNEL  # bytes
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Instructions of the parts of a layer.
+
+    Attributes:
+        call: for each group.
+        row: for each row of outputs and pass.
+        window: for each window and pass of four.
+        line: for each line of the kernel in these.
+        run: for each stretch of memory in these.
+        value: for each input value in these.
+        single_window: for each window and pass of one channel; the next three likewise.
+        single_line: as `line`.
+        single_run: as `run`.
+        single_value: as `value`.
+        output: for each output, which is scaled and stored.
+        channel: for each channel.
+        unpack_2: for each weight of 2 bits.
+        unpack_4: for each weight of 4 bits.
+    """
+
+    call: float = 0
+    row: float = 0
+    window: float = 0
+    line: float = 0
+    run: float = 0
+    value: float = 0
+    single_window: float = 0
+    single_line: float = 0
+    single_run: float = 0
+    single_value: float = 0
+    output: float = 0
+    channel: float = 0
+    unpack_2: float = 0
+    unpack_4: float = 0
+
+
+#: Fitted by benchmarks/cortex_m_fit.py.
+FITTED = Constants(
+    call=105.5, row=39.4, window=148.6, line=31.19, run=19.04, value=10.94,
+    single_window=118.9, single_line=12.74, single_run=8.032, single_value=5.004,
+    output=36.8, channel=50.87, unpack_2=4.047, unpack_4=4.987,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Instructions(AbstractCost):
-    """Instructions of a Cortex-M per sample; channels of one width are computed four at a time.
+    """Instructions of a Cortex-M per sample; channels of all widths are computed four at a time.
 
     Attributes:
-        storage: widths that weights are stored with, each of which is a precision group of its own.
+        constants: instructions of each part.
     """
 
-    storage: tuple[int, ...] = DEFAULT_STORAGE
+    constants: Constants = FITTED
     name = "cortex_m"
     unit = "instruction"
     channel_multiple = _PASS
@@ -53,37 +99,76 @@ class Instructions(AbstractCost):
         return total([self._instructions(layer) for layer in use.layers if is_computed(layer)])
 
     def _instructions(self, layer: LayerUse) -> Tensor:
-        macs = layer.weight.fan_in * layer.positions
-        if layer.depthwise:
-            return layer.weight.counts[..., 1:].sum(-1) * macs * _SINGLE
-        return _per_mac(stored_counts(layer.weight.counts, self.storage)).sum(-1) * macs
+        c = self.constants
+        channels = layer.weight.counts[..., 1:].sum(-1)
+        groups = 1 if layer.depthwise else layer.groups
+        fours, ones = (torch.zeros_like(channels), channels) if layer.depthwise else _passes(channels / groups)
+        depth, height, width = output_size(layer)
+        lines, runs, share = _window(layer)
+        values = layer.weight.fan_in * share
+        four = c.window + c.line * lines + c.run * runs + c.value * values
+        one = c.single_window + c.single_line * lines + c.single_run * runs + c.single_value * values
+        windows = width * (depth * height)
+        computed = windows * (groups * (fours * four + ones * one) + c.output * channels)
+        rows = c.row * depth * height * groups * (fours + ones)
+        return c.call * groups + computed + rows + self._unpacking(layer) + c.channel * channels
+
+    def _unpacking(self, layer: LayerUse) -> Tensor:
+        stored = stored_counts(layer.weight.counts, DEFAULT_STORAGE)
+        each = stored[..., 0] * self.constants.unpack_2 + stored[..., 1] * self.constants.unpack_4
+        return each * layer.weight.fan_in
+
+
+def _passes(channels: Tensor) -> tuple[Tensor, Tensor]:
+    """Passes of four channels and passes of one; the slope of the former is that of full passes, of the latter 0."""
+    fixed = channels.detach()
+    full = floor_div(fixed, _PASS)
+    rest = fixed - _PASS * full
+    ones = (rest > ROUNDING) & (rest <= 1 + ROUNDING)
+    fours = full + (rest > 1 + ROUNDING)
+    return with_slope(fours, channels, 1 / _PASS), ones.to(fixed.dtype)
+
+
+def _window(layer: LayerUse) -> tuple[float, float, float]:
+    """Mean lines of a window and stretches of memory in it, and the share of its values that is inside the input."""
+    if not layer.kernel:
+        return 1, 1, 1
+    inside = layer.inside or tuple(float(width) for width in layer.kernel)
+    lines = prod(inside[:-1])
+    is_joined = layer.groups == 1 and layer.dilation[-1:] in ((), (1,))
+    return lines, lines if is_joined else prod(inside), prod(inside) / prod(layer.kernel)
+
+
+#: Bytes: bias, multiplier, shift, and the channel's place; where all channels have one width there is no place.
+_PER_CHANNEL = 4 + 4 + 1 + 2
 
 
 @dataclass(frozen=True)
 class Flash(AbstractCost):
-    """Bytes of flash: packed weights, what each channel of a layer needs, and code.
+    """Bytes of flash: packed weights, what each channel and each call of a kernel needs, and code.
+
+    A table of places is charged to every layer, so that the cost is linear; a layer of one width is charged 2 B per
+    channel too much.
 
     Attributes:
         storage: widths that weights are stored with; others round up.
+        call: bytes for each group of a layer; fitted by benchmarks/cortex_m_fit.py.
+        code: bytes of code; likewise.
     """
 
     storage: tuple[int, ...] = DEFAULT_STORAGE
+    call: int = 90
+    code: int = 5928
     name = "cortex_m.flash"
     unit = "B"
     channel_multiple = _PASS
 
     def __call__(self, use: Usage) -> Tensor:
         """Bytes."""
-        channels = total([layer.weight.counts[..., 1:].sum(-1) for layer in use.layers if is_computed(layer)])
-        return Size(self.storage)(use) + channels * _PER_CHANNEL + _CODE
-
-
-def _per_mac(counts: Tensor) -> Tensor:
-    """Instructions per multiplication of one channel, summed over channels; for each width, as `counts`."""
-    fixed = counts.detach()
-    rest = fixed - _PASS * floor_div(fixed, _PASS)
-    exact = (fixed - rest) * _PACKED + (rest * _SINGLE).clamp_max(_PASS * _PACKED)
-    return with_slope(exact, counts, _PACKED)
+        layers = [layer for layer in use.layers if is_computed(layer)]
+        channels = total([layer.weight.counts[..., 1:].sum(-1) for layer in layers])
+        calls = sum(1 if layer.depthwise else layer.groups for layer in layers)
+        return Size(self.storage)(use) + channels * _PER_CHANNEL + (calls * self.call + self.code)
 
 
 DEVICE: Device = Device("cortex_m", _SOURCE, {"instructions": Instructions(), "flash": Flash()})
