@@ -137,8 +137,8 @@ def write_comparisons(place: Workplace, options: argparse.Namespace) -> None:
     """The sections on networks trained for one device."""
     recipe = Recipe(search_epochs=place.epochs[0], finetune_epochs=place.epochs[1])
     epochs = (
-        f"{place.epochs[0]} epochs of search and {place.epochs[1]} of fine-tuning, which is {recipe.choosing_epochs} with"
-        f" choices and {recipe.tuning_epochs} of the cut network"
+        f"{place.epochs[0]} epochs of search and {place.epochs[1]} of fine-tuning, which is"
+        f" {recipe.choosing_epochs} with choices and {recipe.tuning_epochs} of the cut network"
     )
     cross = [(f"for {s.title}", s) for s in (_NE16_A, _MPIC_A, _NE16_B, _MPIC_B)]
     if rows := run_rows(place, cross):

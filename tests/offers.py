@@ -23,7 +23,7 @@ from zerobit.zoo.models import MODELS
 
 #: Limits for the networks of the zoo.
 ALL = (
-    *((name,) for name in ("size", "bops", "mpic", "ne16", "ram", "gap8", "diana", "cortex_m.flash")),
+    *((name,) for name in ("size", "bops", "mpic", "ne16", "ram", "gap8", "diana", "cortex_m", "cortex_m.flash")),
     *(("size", "ne16"), ("bops", "ram"), ("cortex_m.flash", "ram", "gap8")),
 )
 

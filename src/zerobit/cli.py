@@ -79,9 +79,7 @@ def demo(
     train_task(settings, epochs=15, console=console)
     console.print("2. Search widths 0 (removed), 2, 4 and 8 bit per channel under size=25%, cut, fine-tune.")
     compress_task(settings, budget=["size=25%"], epochs=(20, 10), console=console)
-    console.print(
-        "3. Run the exported file in ONNX Runtime on every test image and compare with the integer reference."
-    )
+    console.print("3. Run the compressed network in every runtime that is here, and compare every layer with integers.")
     _verify(out, None)
 
 
