@@ -242,6 +242,17 @@ def test_the_exported_file_computes_the_same(result: zb.Result, tmp_path: Path) 
         assert all(row.values > 0 and row.differences == 0 and row.largest == 0 for row in rows)
 
 
+def test_a_result_is_exported_in_every_format(result: zb.Result, tmp_path: Path) -> None:
+    folder = result.export(tmp_path / "firmware", format="c", name="mine")
+    assert "mine_run(" in (folder / "model.h").read_text()
+    assert "#define SAMPLES 2u" in (folder / "vectors.h").read_text()
+    path = result.export(tmp_path / "model.tflite", format="tflite")
+    assert path.read_bytes()[4:8] == b"TFL3"
+    with pytest.raises(zb.ZerobitError, match="`format` is 'keras'; allowed are"):
+        result.export(tmp_path / "model.keras", format="keras")
+    assert not (tmp_path / "model.keras").exists()
+
+
 def test_a_file_of_another_network_differs(result: zb.Result, tmp_path: Path) -> None:
     other = copy.deepcopy(result.net)
     with torch.no_grad():

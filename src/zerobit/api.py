@@ -21,8 +21,10 @@ from zerobit.cost.usage import uniform, usage
 from zerobit.cut.apply import QuantNet, apply
 from zerobit.cut.decide import check_limits, decide
 from zerobit.cut.store import save
-from zerobit.errors import BudgetError, TrainingError
+from zerobit.errors import BudgetError, FormatError, TrainingError
+from zerobit.export import c as export_c
 from zerobit.export import onnx as export_onnx
+from zerobit.export import tflite as export_tflite
 from zerobit.export.verify import Comparison, verify_onnx
 from zerobit.graph.ir import Graph
 from zerobit.integer.lower import lower, settle
@@ -40,6 +42,12 @@ from zerobit.train.phases import Data, Recipe, finetune, search
 _CALIBRATION_BATCHES = 4
 #: Samples kept for `Result.verify`.
 _VERIFY_SAMPLES = 256
+#: Format -> what writes it, and how many samples it wants: C runs some, and logits of TFLite are scaled by them.
+_WRITERS: dict[str, tuple[Callable[..., Path], int]] = {
+    "onnx": (export_onnx, 0),
+    "c": (export_c, 2),
+    "tflite": (export_tflite, _VERIFY_SAMPLES),
+}
 
 
 @dataclass(frozen=True)
@@ -86,9 +94,25 @@ class Result:
         """Write weights and plan as one safetensors file; `zerobit.load` reads it."""
         return save(self.net, path)
 
-    def export(self, path: str | Path, **options: Any) -> Path:
-        """Write an ONNX file; with a normalisation it takes raw inputs. Options as in `zerobit.export.onnx`."""
-        return export_onnx(self.net, path, **self._normalised(), **options)
+    def export(self, path: str | Path, format: str = "onnx", **options: Any) -> Path:
+        """Write a file, or a C library; with a normalisation it takes raw inputs.
+
+        Args:
+            path: the file, or the folder of a C library.
+            format: onnx, c or tflite.
+            options: as in `zerobit.export.onnx`, `.c` and `.tflite`; samples are those of this result if left out.
+
+        Raises:
+            FormatError: a format that does not exist.
+            ExportError: the format can't hold the network; names the op.
+        """
+        if format not in _WRITERS:
+            msg = f"`format` is {format!r}; allowed are {tuple(_WRITERS)}; choose one of these"
+            raise FormatError(msg)
+        writer, samples = _WRITERS[format]
+        if samples:
+            options.setdefault("samples", {name: self._raw(x[:samples]).numpy() for name, x in self.samples.items()})
+        return writer(self.net, path, **self._normalised(), **options)
 
     def verify(self, path: str | Path | None = None) -> list[Comparison]:
         """Compare an exported file with the integer reference, value by value.

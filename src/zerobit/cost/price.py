@@ -152,7 +152,7 @@ class Budget(AbstractPrice):
         cost: AbstractCost,
         limit: str | float,
         *,
-        ramp: float = 0.2,
+        ramp: float = 1 / 3,
         stiffness: float = 10.0,
         rate: float = 0.05,
     ) -> None:
