@@ -130,7 +130,7 @@ def image_rows(networks: dict[str, IntegerGraph], image: np.ndarray) -> list[str
                 library = Library(stored, "zb", {})
                 found[f"{title}, {storage}" if title != _INT8 else title] = (
                     library,
-                    run_image(library, image, "cortex-m4"),
+                    run_image(library, dict.fromkeys(stored.inputs, image), "cortex-m4"),
                 )
     reference = found[_INT8][1]
     rows = []

@@ -29,8 +29,9 @@ from zerobit.graph.ir import Graph
 from zerobit.integer.lower import lower
 from zerobit.measure.bench import Settings
 from zerobit.measure.bench import measure as measure_layers
+from zerobit.measure.layer_runtimes import machine
 from zerobit.measure.layers import Configuration, Layer
-from zerobit.measure.profile import Sweep, machine, profile
+from zerobit.measure.profile import Sweep, profile
 from zerobit.plan import Plan, WeightPlan
 from zerobit.search.attach import attach
 from zerobit.search.method import ChannelSoftmax

@@ -22,7 +22,7 @@ from searches import scramble
 from strategies import Recipe, RecipeNet, recipes
 from zerobit.cut.apply import apply
 from zerobit.cut.decide import decide
-from zerobit.errors import ExportError, ZerobitError
+from zerobit.errors import CaptureError, ExportError, ZerobitError
 from zerobit.export.c99.library import Library
 from zerobit.export.c99.toolchain import HostProgram
 from zerobit.integer.ir import IntegerGraph
@@ -51,8 +51,14 @@ def drawn(count: int, first_seed: int) -> list[Recipe]:
     return list(found.values())
 
 
+#: Why networks are left out, each of which is said before anything is written; all other errors are findings.
+_REFUSALS = ("spatial dimensions", "ratio of two scales", "of the kernel that makes")
+#: Share of networks without float that may be refused.
+_MOST_REFUSED = 0.1
+
+
 def lowered(recipe: Recipe, number: int) -> IntegerGraph | None:
-    """A random plan for it as integers; None where torch or zerobit do not take the network."""
+    """A random plan for it as integers; None where its values are not finite, or it has nothing to compress."""
     torch.manual_seed(number)
     model = randomised(RecipeNet(recipe)).eval()
     x = torch.randn(4, *recipe.size)
@@ -65,28 +71,44 @@ def lowered(recipe: Recipe, number: int) -> IntegerGraph | None:
     try:
         net = scramble(attach(model, x, method), number)
         return lower(apply(net, decide(net)).eval())
-    except ZerobitError:
-        return None  # a ratio of scales out of range and the like: said before anything is written
+    except CaptureError:
+        return None
 
 
 def libraries(count: int, first_seed: int) -> Iterator[Library]:
-    """Networks without float, as C."""
-    made, round_ = 0, 0
+    """Networks without float, as C.
+
+    Raises:
+        AssertionError: more networks are refused than should be.
+    """
+    made, refused, round_ = 0, Counter[str](), 0
     while made < count:
         for recipe in drawn(4 * count, first_seed + round_):
             graph = lowered(recipe, first_seed + made)
             if graph is None or graph.islands:
                 continue
             library = Library(graph, f"net{made}", {"recipe": repr(recipe)})
-            try:
-                _ = library.program
-            except ExportError:
-                continue  # named at export: three spatial dimensions
+            if reason := refusal(library):
+                refused[reason] += 1
+                assert refused.total() <= max(5, _MOST_REFUSED * (made + refused.total())), refused
+                continue
             yield library
             made += 1
             if made == count:
                 return
         round_ += 1
+
+
+def refusal(library: Library) -> str:
+    """Why C does not take a network; "" if it does."""
+    try:
+        _ = library.program
+    except ExportError as error:
+        reasons = [reason for reason in _REFUSALS if reason in str(error)]
+        if not reasons:
+            raise
+        return reasons[0]
+    return ""
 
 
 def check(batch: list[Library]) -> int:
@@ -118,16 +140,16 @@ def main() -> int:
     torch.set_num_threads(1)
     tensors, kernels, batch = 0, Counter[str](), list[Library]()
     drawing = track(libraries(args.networks, args.seed), "networks", total=args.networks)
-    for number, library in enumerate(drawing, 1):
-        batch.append(library)
-        kernels.update(step.kernel for step in library.program.steps)
-        if len(batch) == _TOGETHER or number == args.networks:
-            try:
+    try:
+        for number, library in enumerate(drawing, 1):
+            batch.append(library)
+            kernels.update(step.kernel for step in library.program.steps)
+            if len(batch) == _TOGETHER or number == args.networks:
                 tensors += check(batch)
-            except (AssertionError, ExportError) as error:
-                print(f"FINDING with --seed {args.seed} --networks {args.networks}: {error}")
-                return 1
-            batch = []
+                batch = []
+    except (AssertionError, ZerobitError) as error:
+        print(f"FINDING with --seed {args.seed} --networks {args.networks}: {type(error).__name__}: {error}")
+        return 1
     print(f"{args.networks} networks, {tensors} tensors: no finding")
     print(", ".join(f"{kernel} {count}" for kernel, count in kernels.most_common()))
     return 0

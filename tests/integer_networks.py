@@ -229,6 +229,18 @@ def one_dimensional(seed: int) -> Builder:
     return net
 
 
+def crossed(seed: int) -> Builder:
+    """Sums, differences and products of a square image with its own transpose: one buffer, two orders."""
+    net = Builder((4, 6, 6), seed, signed=True)
+    x = net.conv("image", "stem", 4, 3, signed=bool(seed % 2))
+    turned = net.permute(x, "turned", (0, 2, 1))
+    total = net.add(x, turned, "sum", signed=True)
+    other = net.add(net.permute(total, "total turned", (0, 2, 1)), total, "difference", kind=Subtract, signed=True)
+    product = net.multiply(other, net.permute(other, "other turned", (0, 2, 1)), "product", bits=8, signed=True)
+    net.linear(net.mean(product, "mean"), "logits", 3, logits=True)
+    return net
+
+
 def perceptron(seed: int) -> Builder:
     """Linear layers only, of one feature too."""
     net = Builder((13,), seed, normalise=True, signed=bool(seed % 2), bits=5)
@@ -322,4 +334,5 @@ NETWORKS = [
     tokens,
     row_perceptron,
     volumes,
+    crossed,
 ]

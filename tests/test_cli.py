@@ -36,6 +36,7 @@ COMMANDS: dict[str, set[str]] = {
         "--seed", "model",
     },
     "targets": {"--target"},
+    "cost": {"--target", "--data", "run"},
     "export": {"--format", "--container", "--weights", "--name", "--out", "--data", "run"},
     "verify": {"--data", "run"},
 }  # fmt: skip

@@ -201,7 +201,9 @@ def profile(
         list[str] | None,
         typer.Option("--input", help="as of inspect, such as 1,3,32,32; the zoo's own if left out"),
     ] = None,
-    runtime: Annotated[str, typer.Option(help="onnxruntime")] = "onnxruntime",
+    runtime: Annotated[
+        str, typer.Option(help="onnxruntime, or an NPU whose compiler estimates, such as ethos-u55-128 (zerobit[npu])")
+    ] = "onnxruntime",
     out: Annotated[
         Path, typer.Option(help="TOML file of the fit; the measurements go to the CSV file beside it")
     ] = Path("profile.toml"),
@@ -212,7 +214,7 @@ def profile(
     rounds: Annotated[int, typer.Option(help="how often each configuration is timed")] = 40,
     seed: Seed = 0,
 ) -> None:
-    """Measure the layers of a model in a runtime on this machine, and fit a cost for `--target`."""
+    """Measure the layers of a model, in a runtime here or by an NPU's compiler, and fit a cost for `--target`."""
     from zerobit.workflows import profile_model
 
     profile_model(
@@ -233,6 +235,28 @@ def targets(target: Target = None) -> None:
     for row in cost_rows(target or ()):
         table.add_row(*row)
     console.print(table)
+
+
+@app.command()
+@_guarded
+def cost(
+    run: RunFolder,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="ethos-u55-128 and the like (zerobit[npu]), or what `targets` lists; may be repeated"),
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Show what a run's network costs: on targets, by the compiler of an NPU, and by formula."""
+    from zerobit.deployment import cost_run, cost_table
+
+    with console.status("compiling"):
+        rows = cost_run(run, target or (), data)
+    console.print(cost_table(rows))
+    for note in filter(None, (row.note for row in rows)):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    if any(row.cpu_operators for row in rows):
+        console.print("Cycles have nothing of operators on the CPU.", highlight=False)
 
 
 @app.command("export")
@@ -274,17 +298,14 @@ def _verify(run: Path, data: Path | None) -> None:
     console.print(comparison_table(outcome))
     console.print(trained_table(outcome))
     show_float_ops(outcome.float_ops, console)
-    values = sum(row.values for row in outcome.outputs)
-    console.print(
-        f"outputs of the ONNX file on all test samples: {sum(row.differences for row in outcome.outputs):,} of "
-        f"{values:,} values differ",
-        highlight=False,
-    )
-    console.print(
-        f"test accuracy of the ONNX file {100 * outcome.accuracy:.2f} %, "
-        f"same prediction as the trained network on {100 * outcome.agreement:.2f} % of samples",
-        highlight=False,
-    )
+    if outcome.accuracy is not None and outcome.agreement is not None:
+        different, values = (sum(getattr(row, n) for row in outcome.outputs) for n in ("differences", "values"))
+        console.print(
+            f"outputs of the ONNX file on all test samples: {different:,} of {values:,} values differ; "
+            f"test accuracy {100 * outcome.accuracy:.2f} %, "
+            f"same prediction as the trained network on {100 * outcome.agreement:.2f} % of samples",
+            highlight=False,
+        )
     if outcome.first_difference:
         errors.print(f"NOT EQUAL: {outcome.first_difference}", style="red", markup=False)
         raise typer.Exit(1)

@@ -1,6 +1,7 @@
 """Files of a run: written for a device, and run here to prove that they compute the same."""
 
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from zerobit.export import c as export_c
 from zerobit.export import onnx as export_onnx
 from zerobit.export import tflite as export_tflite
 from zerobit.export.c99.library import Library
-from zerobit.export.c99.toolchain import TARGETS, missing_tools, run_image
+from zerobit.export.c99.toolchain import TARGETS, missing_tools, run_image, too_large
 from zerobit.export.comparison import LayerComparison
 from zerobit.export.runtimes.base import AbstractRuntime, Exported
 from zerobit.export.runtimes.c_library import C_FOLDER, EmulatedC, HostC
@@ -27,6 +28,7 @@ from zerobit.export.verify import Comparison, verify_onnx
 from zerobit.integer.agreement import Agreement, agreement
 from zerobit.integer.ir import IntegerGraph
 from zerobit.integer.lower import lower
+from zerobit.measure.network_costs import NetworkCost, check_targets, network_costs
 from zerobit.runs import Run
 from zerobit.workflows import load_run, raw_images
 from zerobit.zoo.data import Batches
@@ -124,10 +126,12 @@ def _vectors(run: Run, net: QuantNet, data: Path | None) -> Array:
 
 def _c_facts(library: Library, samples: Array) -> tuple[str, ...]:
     """Memory, and what the image of a microcontroller takes where it can be built here."""
-    facts = [f"arena {library.arena.size:,} B"]
+    facts = [f"arena {library.arena.size:,} B, constants {library.constant_bytes:,} B"]
     if tools := missing_tools(_COUNTED_ON):
         return (*facts, f"to count flash and instructions, install {', '.join(tools)}, or `make {_COUNTED_ON}` there")
-    image = run_image(library, samples, _COUNTED_ON)
+    if reason := too_large(library, len(samples), _COUNTED_ON):
+        return (*facts, f"not counted on {_COUNTED_ON}: {reason}")
+    image = run_image(library, dict.fromkeys(library.graph.inputs, samples), _COUNTED_ON)
     if image.different:
         msg = f"`{_COUNTED_ON}` computes other values than the reference in {sorted(image.different)}; please report"
         raise ExportError(msg)
@@ -140,6 +144,45 @@ def _c_facts(library: Library, samples: Array) -> tuple[str, ...]:
 
 def _float_ops(graph: IntegerGraph) -> tuple[OpRow, ...]:
     return tuple(OpRow(op.name, op.target, op.module, op.reason) for island in graph.islands for op in island.ops)
+
+
+# ---------------------------------------------------------------------------------------------- cost
+
+
+def cost_run(folder: Path, targets: Sequence[str], data: Path | None) -> tuple[NetworkCost, ...]:
+    """What a run's network costs.
+
+    Args:
+        folder: of the run.
+        targets: as of `network_costs`.
+        data: where the task's data is; without it the logits of a file to compile are scaled by random samples.
+
+    Raises:
+        BudgetError: a name or file that is no target.
+        ExportError: TFLite can't hold the network, or the compiler is not installed or fails.
+    """
+    check_targets(targets)
+    run, net = load_run(folder)
+    return network_costs(net, _vectors(run, net, data), targets, run.mean, run.std)
+
+
+def cost_table(rows: Sequence[NetworkCost]) -> Table:
+    """A row per target."""
+    table = Table(title="What the network costs", title_justify="left")
+    table.add_column("target", no_wrap=True)
+    table.add_column("cost", justify="right", no_wrap=True)
+    amounts = {
+        "SRAM [B]": [row.sram for row in rows],
+        "DRAM [B]": [row.dram for row in rows],
+        "flash [B]": [row.flash for row in rows],
+        "ops on the CPU": [row.cpu_operators for row in rows],
+    }
+    shown = {title: column for title, column in amounts.items() if any(amount is not None for amount in column)}
+    for title in shown:
+        table.add_column(title, justify="right")
+    for row, *cells in zip(rows, *shown.values(), strict=True):
+        table.add_row(row.target, row.cost, *("" if cell is None else f"{cell:,}" for cell in cells))
+    return table
 
 
 # ---------------------------------------------------------------------------------------------- verify
@@ -155,8 +198,8 @@ class Outcome:
         skipped: title of a runtime -> why it could not run.
         order: names of all tensors, in order of execution.
         trained: the trained network's quantised tensors against the integers.
-        accuracy: of the ONNX file on the test images.
-        agreement: share of test images on which it predicts what the trained network predicts.
+        accuracy: of the ONNX file on the test images; None where ONNX Runtime is not installed.
+        agreement: share of test images on which it predicts what the trained network predicts; likewise.
         float_ops: what the file computes in float.
     """
 
@@ -165,8 +208,8 @@ class Outcome:
     skipped: Mapping[str, str]
     order: Sequence[str]
     trained: Sequence[Agreement]
-    accuracy: float
-    agreement: float
+    accuracy: float | None
+    agreement: float | None
     float_ops: tuple[OpRow, ...]
 
     @property
@@ -195,31 +238,40 @@ def verify_run(folder: Path, data: Path | None, say: Callable[[str], None] = lam
     Raises:
         ExportError: a file is cut off, or is not what the network makes; names it.
     """
-    from zerobit.export.onnx_run import run_onnx
-
     run, net = load_run(folder)
     task = load_task(run.task, data)
     graph = lower(net, run.mean, run.std)
-    path = folder / ONNX_FILE
-    if not path.is_file():
-        path = export_onnx(net, path, mean=run.mean, std=run.std)
     images = raw_images(task.test)
     name = next(iter(graph.inputs))
     exported = Exported(graph, folder, {name: images[:_LAYER_SAMPLES]}, metadata={"zerobit.plan": net.plan.hash})
     layers, skipped = _layers(exported, say)
-    say(f"outputs of {len(images):,} test images in ONNX Runtime")
-    outputs = verify_onnx(graph, path, {name: images})
-    (logits,) = run_onnx(path, images, wide_sums=True)
     say("the trained network")
     batches = [x for x, _ in Batches(task.test, task, _EVALUATION_BATCH)]
     with torch.no_grad():
         predicted = torch.cat([net(x).argmax(1) for x in batches]).numpy()
     some = batches[0][:_AGREEMENT_SAMPLES]
     trained = agreement(net, graph, [some], {name: images[: len(some)]})
-    accuracy = float((logits.argmax(1) == task.test.y.numpy()).mean())
     order = [tensor.name for tensor in graph.tensors]
-    same = float((logits.argmax(1) == predicted).mean())
+    outputs, accuracy, same = (), None, None
+    if OnnxRuntime.title in layers:
+        say(f"outputs of {len(images):,} test images in ONNX Runtime")
+        outputs, logits = _outputs(exported, {name: images})
+        accuracy = float((logits.argmax(1) == task.test.y.numpy()).mean())
+        same = float((logits.argmax(1) == predicted).mean())
     return Outcome(outputs, layers, skipped, order, trained, accuracy, same, _float_ops(graph))
+
+
+def _outputs(exported: Exported, images: Mapping[str, Array]) -> tuple[Sequence[Comparison], Array]:
+    """The ONNX file's outputs against the twin's, and its logits."""
+    from zerobit.export.onnx_file import write_onnx  # onnx is an extra
+    from zerobit.export.onnx_run import run_onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = exported.folder / ONNX_FILE
+        if not path.is_file():
+            path = write_onnx(exported.graph, Path(folder) / ONNX_FILE)
+        (logits,) = run_onnx(path, next(iter(images.values())), wide_sums=True)
+        return verify_onnx(exported.graph, path, images), logits
 
 
 def _layers(

@@ -46,7 +46,7 @@ def layer_graph(configuration: Configuration, layers: int, values: int) -> Integ
     Args:
         configuration: of the layers.
         layers: how many.
-        values: how many values are handed out, in turn from each layer.
+        values: how many values are handed out, in turn from each layer; 0 for all of every layer.
     """
     c, layer = configuration, configuration.layer
     before, after = (
@@ -67,7 +67,8 @@ def layer_graph(configuration: Configuration, layers: int, values: int) -> Integ
             shape = (*shape[:axis], 1, *shape[axis + 1 :])
             tensors.append(IntegerTensor(name, shape, np.float32(1), c.activation_bits))
         results.append(name)
-    return IntegerGraph(tuple(tensors), tuple(ops), tuple(results)).validate()
+    whole = tuple(tensor.name for tensor in tensors[1 : layers + 1])
+    return IntegerGraph(tuple(tensors), tuple(ops), tuple(results) or whole).validate()
 
 
 def _positions(op: str, rank: int) -> range:

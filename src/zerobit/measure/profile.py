@@ -1,7 +1,5 @@
-"""`profile`: measure the layers of a model on this machine, fit a cost, and write both."""
+"""`profile`: measure the layers of a model in a runtime, fit a cost, and write both."""
 
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +18,11 @@ from zerobit.formats import GRID
 from zerobit.graph.capture import capture
 from zerobit.graph.describe import describe
 from zerobit.graph.folding import fold_batch_norm
-from zerobit.measure.bench import Settings, measure, steps
+from zerobit.measure.bench import Settings
+from zerobit.measure.layer_runtimes import AbstractLayerRuntime, check_runtime, layer_runtime
 from zerobit.measure.layers import Configuration, configurations, distinct_layers
 
-#: What layers can be measured in.
-RUNTIMES = ("onnxruntime",)
+_MEND = "choose more `rounds` on a quiet machine, or another runtime"
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Sweep:
     """What to measure of each layer, and how.
 
     Attributes:
-        runtime: of `RUNTIMES`.
+        runtime: "onnxruntime", or an accelerator of the compiler Vela, such as "ethos-u55-128".
         grid: channel counts of inputs and of outputs: this many equal steps up to all channels.
         multiple_of: channel counts are rounded up to a multiple of this. The 8-bit kernels that ONNX Runtime has for
             x86 processors take 16 outputs at a time, and 4 inputs; other counts go to kernels that take about twice as
@@ -40,7 +38,7 @@ class Sweep:
             only, and a search that keeps to them.
         weight_bits: of the weights.
         activation_bits: of inputs and outputs.
-        rounds: how often each configuration is timed.
+        rounds: how often each configuration is timed; a compiler is asked once.
         seed: of the order, the inputs, and of what is held out.
 
     Raises:
@@ -56,8 +54,7 @@ class Sweep:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.runtime not in RUNTIMES:
-            _fail("runtime", self.runtime, str(RUNTIMES))
+        check_runtime(self.runtime)
         for name in ("grid", "multiple_of", "rounds"):
             if getattr(self, name) < 1:
                 _fail(name, getattr(self, name), "whole numbers from 1")
@@ -80,10 +77,10 @@ def profile(
     model: nn.Module, example_inputs: Any, out: Path, sweep: Sweep, *, name: str, source: str, console: Console,
     kwargs: dict[str, Any] | None = None,
 ) -> MeasuredCost:  # fmt: skip
-    """Measure the layers of a model on this machine, fit a cost, write both.
+    """Measure the layers of a model in a runtime, fit a cost, write both.
 
     Layers that a compressed network computes in integers are measured, each distinct one over a grid of channel counts
-    and widths, on one thread.
+    and widths: timed on one thread of this machine, or estimated by the compiler of an NPU.
 
     Args:
         model: the network.
@@ -110,13 +107,12 @@ def profile(
         msg = f"`model` has no layer that can be measured ({left or 'it has no layers'}); give another one"
         raise BudgetError(msg)
     chosen = configurations(layers, sweep.fractions, sweep.multiple_of, sweep.weight_bits, sweep.activation_bits)
-    console.print(
-        f"{len(layers)} distinct layers, {len(chosen)} configurations, {sweep.rounds} rounds", highlight=False
-    )
+    runtime = layer_runtime(sweep.runtime, Settings(sweep.rounds, seed=sweep.seed))
+    console.print(f"{len(layers)} distinct layers, {len(chosen)} configurations, {runtime.how()}", highlight=False)
     for op, why in left.items():
         console.print(f"not measured: {op}: {why}", highlight=False, markup=False)
-    values = _measure(chosen, Settings(sweep.rounds, seed=sweep.seed), console)
-    table = _table(chosen, values, source, sweep, console)
+    values = _measure(chosen, runtime, console)
+    table = _table(chosen, values, source, sweep, runtime, console)
     cost = fit(table, name, sweep.seed)
     table.write(out.with_suffix(".csv"))
     cost.save(out)
@@ -125,40 +121,29 @@ def profile(
     return cost
 
 
-def _measure(chosen: Sequence[Configuration], settings: Settings, console: Console) -> list[float]:
+def _measure(chosen: Sequence[Configuration], runtime: AbstractLayerRuntime, console: Console) -> list[float]:
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("measuring", total=steps(chosen, settings))
-        return measure(chosen, settings, lambda: bar.advance(task))
+        task = bar.add_task("measuring", total=runtime.steps(chosen))
+        return runtime.measure(chosen, lambda: bar.advance(task))
 
 
 def _table(
-    chosen: Sequence[Configuration], values: Sequence[float], source: str, sweep: Sweep, console: Console
+    chosen: Sequence[Configuration],
+    values: Sequence[float],
+    source: str,
+    sweep: Sweep,
+    runtime: AbstractLayerRuntime,
+    console: Console,
 ) -> Table:
-    """What could be measured; what lies below the noise is said and left out."""
+    """What could be measured; what could not is said and left out."""
     rows = tuple(c.measured(value) for c, value in zip(chosen, values, strict=True) if value > 0)
     if len(rows) < len(chosen):
-        console.print(f"left out: {len(chosen) - len(rows)} configurations, faster than the noise", highlight=False)
+        console.print(f"left out: {len(chosen) - len(rows)} configurations, {runtime.untold()}", highlight=False)
     if not rows:
-        msg = f"`rounds` is {sweep.rounds}; nothing could be told from the noise; choose more, on a quiet machine"
+        msg = f"`runtime` {sweep.runtime} tells nothing of these layers: {runtime.untold()}; {_MEND}"
         raise BudgetError(msg)
-    return Table(rows, "us", f"{source}, {sweep.rounds} rounds, {_runtime()}", machine(), sweep.multiple_of)
-
-
-def _runtime() -> str:
-    import onnxruntime  # an extra
-
-    return f"onnxruntime {onnxruntime.__version__}"
-
-
-def machine() -> str:
-    """Processor and system, one line."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
-    return f"{cpu}, {platform.machine()}, {os.cpu_count()} cores, one thread, {platform.system()}"
+    return Table(rows, runtime.unit, f"{source}, {runtime.how()}", runtime.machine(), sweep.multiple_of)
 
 
 def show(cost: MeasuredCost, table: Table, console: Console) -> None:

@@ -94,7 +94,7 @@ def conv_geometry(op: Conv, given: Sequence[int], made: Sequence[int]) -> Geomet
     """Sizes of a convolution over one or two spatial dimensions."""
     (in_h, in_w), (out_h, out_w) = _two(given[1:], 1), _two(made[1:], 1)
     (kernel_h, kernel_w), (stride_h, stride_w) = _two(op.kernel, 1), _two(op.stride, 1)
-    dilation_h, dilation_w = _two(op.dilation, 1)
+    dilation_h, dilation_w = _two([d if k > 1 else 1 for d, k in zip(op.dilation, op.kernel, strict=True)], 1)
     pad_top, pad_left = _two([begin for begin, _ in op.padding], 0)
     return {
         "in_h": in_h, "in_w": in_w, "in_channels": given[0], "out_h": out_h, "out_w": out_w, "out_channels": made[0],

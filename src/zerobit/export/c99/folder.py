@@ -11,7 +11,7 @@ from zerobit.errors import ExportError
 from zerobit.export.c99.library import Library
 from zerobit.export.c99.model_c import code
 from zerobit.export.c99.model_h import header
-from zerobit.export.c99.vectors_h import vectors
+from zerobit.export.c99.vectors_h import is_whole, vectors
 from zerobit.integer.ir import IntegerGraph
 from zerobit.integer.walk import Feeds
 
@@ -59,8 +59,8 @@ def write_library(
     library = Library(graph.validate(), name, metadata or {})
     files = library_files(library, samples)
     target = Path(folder)
-    if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / "zb_kernels.h").is_file())):
-        msg = f"`folder` {target} holds other files; give an empty folder, or one that an earlier export made"
+    if others := _others(target, files):
+        msg = f"`folder` {target} holds {others[0]}, which no export made; give an empty folder, or one of an export"
         raise ExportError(msg)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
@@ -68,10 +68,24 @@ def write_library(
         for path, text in files.items():
             (new / path).parent.mkdir(parents=True, exist_ok=True)
             (new / path).write_text(text, encoding="utf-8")
+        old = Path(temporary) / "old"
         if target.exists():
-            target.rename(Path(temporary) / "old")
-        new.rename(target)
+            target.rename(old)
+        try:
+            new.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
     return library
+
+
+def _others(target: Path, files: Mapping[str, str]) -> list[str]:
+    """What is in a folder beside the files of a library and what its Makefile builds."""
+    if not target.is_dir():
+        return [target.name] if target.exists() else []
+    found = [path.relative_to(target) for path in target.rglob("*") if not path.is_dir()]
+    return sorted(path.as_posix() for path in found if path.as_posix() not in files and path.parts[0] != "build")
 
 
 def folder_name(folder: Path) -> str:
@@ -93,7 +107,7 @@ def folder_name(folder: Path) -> str:
 
 
 def check_folder(library: Library, folder: Path) -> None:
-    """Prove that a folder holds the code of a network, whatever samples it has.
+    """Prove that a folder holds the code of a network, and the samples that it was written with.
 
     Args:
         library: the network, with the name and metadata that the folder was written with.
@@ -108,6 +122,10 @@ def check_folder(library: Library, folder: Path) -> None:
         if not file.is_file() or file.read_text(encoding="utf-8", errors="replace") != text:
             msg = f"`folder` {file} is missing, or is not what this network makes; export it again"
             raise ExportError(msg)
+    samples = folder / "vectors.h"
+    if not samples.is_file() or not is_whole(samples.read_text(encoding="utf-8", errors="replace")):
+        msg = f"`folder` {samples} is missing, cut off or edited; export it again"
+        raise ExportError(msg)
 
 
 def copy_sources(folder: Path) -> None:

@@ -11,11 +11,14 @@ from zerobit.export.c99.arena import Arena, plan_arena
 from zerobit.export.c99.layout import Layout
 from zerobit.export.c99.planner import plan_program
 from zerobit.export.c99.source import checked_prefix, identifier
-from zerobit.export.c99.steps import Place, Program
+from zerobit.export.c99.steps import Constants, Field, Place, Program
 from zerobit.integer.ir import Conv, IntegerGraph, IntegerTensor, Linear, Quantize
 from zerobit.integer.twins.fixed31 import logit_scale
 
 Array = NDArray[np.generic]
+
+
+_SIZES = {"uint8_t": 1, "uint16_t": 2, "int32_t": 4}
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,11 @@ class Library:
         """Of an input."""
         return next(op for op in self.graph.ops if isinstance(op, Quantize) and op.output == port.tensor.name)
 
+    @cached_property
+    def constant_bytes(self) -> int:
+        """Bytes of weights, biases, ratios and tables."""
+        return sum(_bytes(step.fields) for step in self.program.steps)
+
     @property
     def macro(self) -> str:
         """What its macros begin with."""
@@ -134,3 +142,9 @@ class Library:
         entries = [f"{identifier(key)}: {identifier(value)}" for key, value in sorted(self.metadata.items())]
         text = "\n * ".join(["Made by zerobit; do not edit.", *entries])
         return f"/* {text} */"
+
+
+def _bytes(fields: Mapping[str, Field]) -> int:
+    """Of the arrays that a struct points to."""
+    arrays = sum(value.values.size * _SIZES[value.type] for value in fields.values() if isinstance(value, Constants))
+    return arrays + sum(_bytes(value) for value in fields.values() if isinstance(value, Mapping))

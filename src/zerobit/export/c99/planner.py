@@ -58,6 +58,7 @@ class _Planner:
         self._steps: list[Step] = []
         self._buffers: dict[str, int] = {}
         self._places: dict[str, Place] = {}
+        self._copies: dict[tuple[str, Layout], Place] = {}
 
     def run(self) -> Program:
         for op in self._graph.ops:
@@ -114,6 +115,11 @@ class _Planner:
     def _place(self, tensor: str, layout: Layout) -> str:
         """Give a tensor a buffer of its own."""
         assert tensor not in self._places
+        if layout.size > 2**31 - 1:
+            msg = (
+                f"{tensor!r} has {layout.size} values; C takes up to 2^31 - 1; onnx can hold it: choose `format` 'onnx'"
+            )
+            raise ExportError(msg)
         self._places[tensor] = Place(tensor, layout)
         if not self._tensor(tensor).is_float:
             self._buffers[tensor] = layout.size
@@ -140,6 +146,8 @@ class _Planner:
 
     def _copied(self, tensor: str, layout: Layout) -> Place:
         """The same values in another layout, in a buffer of their own; shared by all that want them so."""
+        if (tensor, layout) in self._copies:
+            return self._copies[tensor, layout]
         source = self._places[tensor]
         shape = source.layout.shape if layout.strides_for(source.layout.shape) is not None else layout.shape
         if source.layout.strides_for(shape) is None:  # regular in different shapes: by way of the plain order
@@ -151,7 +159,8 @@ class _Planner:
         assert one is not None
         assert other is not None
         self._copy(source.buffer, name, _counted(shape, one, other), completes=False)
-        return Place(name, layout)
+        self._copies[tensor, layout] = Place(name, layout)
+        return self._copies[tensor, layout]
 
     def _copy(
         self, source: str, target: str, counted: Sequence[Loop], start: tuple[int, int] = (0, 0), *,
@@ -267,10 +276,11 @@ class _Planner:
         left, right, target = (self._tensor(name) for name in (*names, op.output))
         fields = constants.pair(op, left, right, target, counted)
         self._place(op.output, layout)
+        # A buffer that is read in another layout too is still needed where the result would be written.
         same = tuple(
             place.buffer
             for place, name in zip(places, names, strict=True)
-            if name in whole and place.layout.same(layout)
+            if name in whole and all(p.layout.same(layout) for p in places if p.buffer == place.buffer)
         )
         kernel = "zb_multiply" if isinstance(op, Multiply) else "zb_add"
         buffers = tuple(place.buffer for place in places)

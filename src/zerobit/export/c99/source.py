@@ -24,7 +24,7 @@ def identifier(name: str) -> str:
     Args:
         name: from a model, not trusted.
     """
-    text = re.sub(r"[^A-Za-z0-9_]", "_", name)[:48] or "tensor"
+    text = re.sub(r"[^A-Za-z0-9_]", "_", name)[:80] or "tensor"
     return f"_{text}" if text[0].isdigit() else text
 
 

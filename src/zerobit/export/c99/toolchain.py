@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -23,13 +22,21 @@ from zerobit.integer.walk import Feeds
 
 Array = NDArray[np.generic]
 
+_ARM, _RISCV = ("arm-none-eabi-gcc", "qemu-system-arm"), ("riscv64-unknown-elf-gcc", "qemu-system-riscv32")
+_KB, _MB = 2**10, 2**20
 #: Target of the Makefile -> (compiler, emulator).
-TARGETS = {
-    "cortex-m3": ("arm-none-eabi-gcc", "qemu-system-arm"),
-    "cortex-m4": ("arm-none-eabi-gcc", "qemu-system-arm"),
-    "cortex-m55": ("arm-none-eabi-gcc", "qemu-system-arm"),
-    "riscv32": ("riscv64-unknown-elf-gcc", "qemu-system-riscv32"),
+TARGETS = {"cortex-m3": _ARM, "cortex-m4": _ARM, "cortex-m55": _ARM, "riscv32": _RISCV}
+#: Bytes of flash and RAM of their boards, as in ports/*.ld.
+_BOARDS = {
+    "cortex-m3": (4 * _MB, 4 * _MB),
+    "cortex-m4": (4 * _MB, 4 * _MB),
+    "cortex-m55": (512 * _KB, 2 * _MB),
+    "riscv32": (32 * _MB, 32 * _MB),
 }
+#: For code and its constants; for stack and outputs.
+_CODE_ROOM, _STACK_ROOM = 16 * _KB, 64 * _KB
+#: Seconds after which a build or a run is given up.
+_PATIENCE = 900
 _FLAGS = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror")
 _SANITIZERS = ("-fsanitize=undefined,address", "-fno-sanitize-recover=all", "-g")
 _TYPES = {"int8_t": np.int8, "uint8_t": np.uint8, "int32_t": np.int32}
@@ -43,6 +50,23 @@ def compiler() -> str | None:
 def missing_tools(target: str) -> tuple[str, ...]:
     """What has to be installed to run a target of the Makefile here."""
     return tuple(tool for tool in (*TARGETS[target], "make") if shutil.which(tool) is None)
+
+
+def too_large(library: Library, samples: int, target: str) -> str:
+    """Why an image with samples does not fit the board that QEMU knows; "" if it does.
+
+    Args:
+        library: the network.
+        samples: how many are in the image.
+        target: one of `TARGETS`.
+    """
+    flash, ram = _BOARDS[target]
+    needed = library.constant_bytes + samples * sum(port.layout.size for port in library.inputs) + _CODE_ROOM
+    if needed > flash:
+        return f"it needs about {needed:,} B of flash, the board that QEMU has for {target} has {flash:,} B"
+    if library.arena.size + _STACK_ROOM > ram:
+        return f"its arena is {library.arena.size:,} B, the board that QEMU has for {target} has {ram:,} B of RAM"
+    return ""
 
 
 class HostProgram(AbstractContextManager["HostProgram"]):
@@ -62,13 +86,19 @@ class HostProgram(AbstractContextManager["HostProgram"]):
             msg = "`cc` is not installed; install a C compiler, or choose `format` 'onnx'"
             raise ExportError(msg)
         self._temporary = tempfile.TemporaryDirectory()
+        try:
+            self._build(found, libraries, _SANITIZERS if sanitize else ())
+        except BaseException:
+            self._temporary.cleanup()
+            raise
+
+    def _build(self, found: str, libraries: Sequence[Library], flags: Sequence[str]) -> None:
         folder = Path(self._temporary.name)
         copy_sources(folder)
         for library in libraries:
             (folder / f"{library.name}.h").write_text(header(library), encoding="utf-8")
         (folder / "dump.c").write_text(_program(libraries), encoding="utf-8")
-        extra = _SANITIZERS if sanitize else ()
-        _run([found, *_FLAGS, *extra, "-DZB_TRACE", "dump.c", "zb_kernels.c", "-o", "dump"], folder)
+        _run([found, *_FLAGS, *flags, "-DZB_TRACE", "dump.c", "zb_kernels.c", "-o", "dump"], folder)
 
     def __exit__(self, *_: object) -> None:
         self._temporary.cleanup()
@@ -155,7 +185,7 @@ class Image:
         ram: bytes of static memory.
         instructions: of each sample.
         tensors: tensors compared, over all samples, outputs not counted.
-        different: tensor or output -> samples in which it is not what it should be.
+        different: tensor or output -> the samples in which it is not what it should be.
         by_tensor: instructions of the last sample up to each tensor since the one before.
     """
 
@@ -164,23 +194,26 @@ class Image:
     ram: int
     instructions: tuple[int, ...]
     tensors: int
-    different: Mapping[str, int]
+    different: Mapping[str, frozenset[int]]
     by_tensor: tuple[int, ...]
 
 
-def run_image(library: Library, samples: Feeds, target: str) -> Image:
+def run_image(library: Library, samples: Mapping[str, Array], target: str) -> Image:
     """Build a library for a microcontroller, run it on samples, and compare every tensor.
 
     Args:
         library: the network.
-        samples: [N, *shape], or one such array per graph input by name; they are put into the image.
+        samples: an array [N, *shape] per graph input by name; they are put into the image.
         target: one of `TARGETS`.
 
     Raises:
-        ExportError: a tool is missing, or it fails; names what to install.
+        ExportError: a tool is missing or fails, or the board is too small; says what to install, or how much it has.
     """
     if absent := missing_tools(target):
         msg = f"`target` {target!r} needs {', '.join(absent)}; install them, or leave the target out"
+        raise ExportError(msg)
+    if reason := too_large(library, len(next(iter(samples.values()))), target):
+        msg = f"`target` {target!r}: {reason}; leave the target out"
         raise ExportError(msg)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "library"
@@ -201,15 +234,22 @@ def _parse(library: Library, target: str, text: str) -> Image:
     tensors = re.findall(r"^tensor=(\d+) instructions=(\d+)$", check, re.MULTILINE)
     last = [int(spent) for _, spent in tensors][-(len(tensors) // len(counts)) :] if tensors else []
     names = {"tensor": [name for _, name in library.traced], "output": [p.tensor.name for p in library.outputs]}
-    wrong = re.findall(r"^DIFFERENT sample=\d+ (tensor|output)=(\d+)$", check, re.MULTILINE)
-    different = Counter(names[kind][int(index)] for kind, index in wrong)
+    different: dict[str, frozenset[int]] = {}
+    for number, kind, index in re.findall(r"^DIFFERENT sample=(\d+) (tensor|output)=(\d+)$", text, re.MULTILINE):
+        name = names[kind][int(index)]
+        different[name] = different.get(name, frozenset()) | {int(number)}
     return Image(target, code_bytes + data, data + zeros, tuple(map(int, counts)), len(tensors), different, tuple(last))
 
 
 def _run(command: Sequence[str], folder: Path, *, failing: bool = False) -> str:
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, errors="replace"
-    )
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+            errors="replace", timeout=_PATIENCE,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        msg = f"`{command[0]}` took more than {_PATIENCE} s; the network is too large to be emulated here"
+        raise ExportError(msg) from None
     if done.returncode != 0 and not failing:
         msg = f"`{command[0]}` failed with {done.returncode}: {done.stderr[-2000:]}"
         raise ExportError(msg)

@@ -1,14 +1,11 @@
 """The C library: built for this machine, and in microcontrollers under QEMU."""
 
-from collections.abc import Mapping
-
 import numpy as np
-from numpy.typing import NDArray
 
 from zerobit.errors import ExportError
 from zerobit.export.c99.folder import check_folder, folder_name
 from zerobit.export.c99.library import Library
-from zerobit.export.c99.toolchain import HostProgram, compiler, missing_tools, run_image
+from zerobit.export.c99.toolchain import HostProgram, compiler, missing_tools, run_image, too_large
 from zerobit.export.comparison import LayerComparison, compare_tensors, input_sets
 from zerobit.export.runtimes.base import AbstractRuntime, Exported
 from zerobit.integer.twins.fixed31 import run_fixed31
@@ -17,8 +14,6 @@ from zerobit.integer.twins.fixed31 import run_fixed31
 C_FOLDER = "c"
 #: Samples that are run: every tensor of each is kept.
 _HOST_SAMPLES = 256
-#: Samples in an image; they are part of it.
-_IMAGE_SAMPLES = 2
 
 
 def held(exported: Exported) -> tuple[Library | None, str]:
@@ -33,6 +28,19 @@ def held(exported: Exported) -> tuple[Library | None, str]:
     return library, ""
 
 
+def checked(exported: Exported) -> Library:
+    """A network that C holds; its files, if there are any, are what it makes.
+
+    Raises:
+        ExportError: a file is cut off or edited; names it.
+    """
+    library, reason = held(exported)
+    assert library is not None, reason
+    if (exported.folder / C_FOLDER).exists():
+        check_folder(library, exported.folder / C_FOLDER)
+    return library
+
+
 class HostC(AbstractRuntime):
     """The C code on this machine, against the fixed-point twin."""
 
@@ -44,10 +52,7 @@ class HostC(AbstractRuntime):
 
     def rows(self, exported: Exported) -> list[LayerComparison]:
         """Of the code in the folder, if there is any."""
-        library, reason = held(exported)
-        assert library is not None, reason
-        if (exported.folder / C_FOLDER).exists():
-            check_folder(library, exported.folder / C_FOLDER)
+        library = checked(exported)
         rows: list[LayerComparison] = []
         with HostProgram([library]) as program:
             for title, inputs in input_sets(exported.first(_HOST_SAMPLES), exported.seed):
@@ -68,25 +73,28 @@ class EmulatedC(AbstractRuntime):
         self.title = f"C on {target}"
 
     def missing(self, exported: Exported) -> str:
-        """It needs cross compilers, QEMU, and a network without float."""
+        """It needs cross compilers, QEMU, a board that is large enough, and a network without float."""
+        library, reason = held(exported)
+        if library is None:
+            return reason
         tools = missing_tools(self.target)
-        return held(exported)[1] or (f"install {', '.join(tools)}" if tools else "")
+        return f"install {', '.join(tools)}" if tools else too_large(library, 2, self.target)
 
     def rows(self, exported: Exported) -> list[LayerComparison]:
-        """Of an image with some samples."""
-        library, reason = held(exported)
-        assert library is not None, reason
-        samples = exported.first(_IMAGE_SAMPLES)
-        image = run_image(library, samples, self.target)
+        """Of an image with a sample and one of random extremes."""
+        library = checked(exported)
+        sets = list(input_sets(exported.first(1), exported.seed))
+        both = {name: np.concatenate([inputs[name] for _, inputs in sets]) for name in exported.samples}
+        image = run_image(library, both, self.target)
         names = [*(name for _, name in library.traced), *(port.tensor.name for port in library.outputs)]
-        return [_hashed(name, exported, samples, image.different) for name in names]
+        return [
+            _hashed(name, title, exported, number in image.different.get(name, ()))
+            for number, (title, _) in enumerate(sets)
+            for name in names
+        ]
 
 
-def _hashed(
-    name: str, exported: Exported, samples: Mapping[str, NDArray[np.generic]], different: Mapping[str, int]
-) -> LayerComparison:
-    """A tensor that was compared as a whole: all of its values in a sample are equal, or it counts as different."""
-    count = len(next(iter(samples.values())))
+def _hashed(name: str, title: str, exported: Exported, different: bool) -> LayerComparison:
+    """A tensor that was compared as a whole: all of its values are equal, or it counts as different."""
     size = int(np.prod(exported.graph.by_name[name].shape))
-    wrong = different.get(name, 0)
-    return LayerComparison(name, "samples", count * size, wrong * size, float("nan") if wrong else 0.0)
+    return LayerComparison(name, title, size, size * different, float("nan") if different else 0.0)

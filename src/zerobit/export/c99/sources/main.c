@@ -5,7 +5,7 @@
 #include "ports/port.h"
 #include "vectors.h"
 
-static uint8_t arena[MODEL_ARENA_SIZE];
+static uint8_t arena[Example_ARENA_SIZE];
 
 static void put(const char *text)
 {
@@ -38,13 +38,23 @@ static unsigned differences;
 static unsigned sample;
 static uint64_t instructions, since;
 
-static void compare(const char *kind, unsigned index, const void *data, uint32_t size, uint32_t wanted)
+/* Hash of values of 1 or 4 bytes, low bytes first on every machine (FNV-1a). */
+static uint32_t hash_of(const void *data, uint32_t length, unsigned width)
 {
     const uint8_t *bytes = data;
-    uint32_t hash = 2166136261u; /* FNV-1a */
-    for (uint32_t i = 0; i < size; i++) {
-        hash = (hash ^ bytes[i]) * 16777619u;
+    const int32_t *words = data;
+    uint32_t hash = 2166136261u;
+    for (uint32_t i = 0; i < length; i++) {
+        uint32_t value = width == 4 ? (uint32_t)words[i] : bytes[i];
+        for (unsigned b = 0; b < width; b++, value >>= 8) {
+            hash = (hash ^ (value & 255u)) * 16777619u;
+        }
     }
+    return hash;
+}
+
+static void compare(const char *kind, unsigned index, uint32_t hash, uint32_t wanted)
+{
     if (hash != wanted) {
         differences++;
         put("DIFFERENT");
@@ -59,7 +69,7 @@ void zb_trace(uint32_t tensor, const uint8_t *data, uint32_t size)
 {
     const uint64_t spent = port_instructions() - since;
     instructions += spent;
-    compare("tensor", tensor, data, size, tensor_hashes[sample][tensor]);
+    compare("tensor", tensor, hash_of(data, size, 1), tensor_hashes[sample][tensor]);
     put("tensor=");
     put_number(tensor);
     put_field("instructions", spent);
@@ -71,14 +81,14 @@ void zb_trace(uint32_t tensor, const uint8_t *data, uint32_t size)
 int main(void)
 {
     port_start();
-    if (MODEL_INIT(arena, sizeof arena) != ZB_OK) {
+    if (Example_INIT(arena, sizeof arena) != ZB_OK) {
         put("init failed\n");
         port_exit(255);
     }
     for (sample = 0; sample < SAMPLES; sample++) {
         instructions = 0;
         since = port_instructions();
-        const int code = MODEL_RUN_SAMPLE(sample);
+        const int code = Example_RUN(sample);
         instructions += port_instructions() - since;
         if (code != ZB_OK) {
             put("run failed");
@@ -87,7 +97,8 @@ int main(void)
             port_exit(255);
         }
         for (unsigned i = 0; i < OUTPUTS; i++) {
-            compare("output", i, output_data[i], output_sizes[i], output_hashes[sample][i]);
+            const uint32_t hash = hash_of(output_data[i], output_lengths[i], output_widths[i]);
+            compare("output", i, hash, output_hashes[sample][i]);
         }
         put("sample=");
         put_number(sample);

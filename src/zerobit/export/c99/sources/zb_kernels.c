@@ -1,8 +1,7 @@
 #include "zb_kernels.h"
 
-#if (-1 >> 1) != -1
-#error "right shifts of negative numbers must be arithmetic"
-#endif
+/* Right shifts of negative numbers must be arithmetic: else this array has a negative size. */
+typedef char zb_shifts_are_arithmetic[((int32_t)-1 >> 1) == -1 ? 1 : -1];
 
 static int32_t clamp(int32_t value, int32_t low, int32_t high)
 {
@@ -41,11 +40,11 @@ static int32_t row_bits(const zb_conv_spec *op, int32_t row)
 /* Put a row where it can be read as int8: in `buffer`, or where it is. Returns the byte behind it. */
 static const uint8_t *unpack(const uint8_t *from, int32_t bits, int32_t length, int8_t *buffer, const int8_t **row)
 {
-    *row = buffer;
     if (bits == 8) {
         *row = (const int8_t *)from;
         return from + length;
     }
+    *row = buffer;
     int8_t *const end = buffer + length;
     if (bits == 4) {
         for (; buffer + 1 < end; buffer += 2) {
@@ -142,8 +141,8 @@ static void convolve_rows(const zb_conv_spec *op, const uint8_t *x, uint8_t *y, 
         for (int32_t ox = 0; ox < op->out_w; ox++) {
             const span h = inside(ox, op->stride_w, op->pad_left, op->kernel_w, op->dilation_w, op->in_w);
             int32_t sums[4];
-            for (int32_t i = 0; i < rows; i++) {
-                sums[i] = op->bias[row + i];
+            for (int32_t i = 0; i < 4; i++) {
+                sums[i] = i < rows ? op->bias[row + i] : 0;
             }
             if (h.end > h.first && v.end > v.first) {
                 set_columns(&at, op, h);
@@ -177,9 +176,10 @@ static void convolve(const zb_conv_spec *op, const uint8_t *x, uint8_t *y, int32
     const uint8_t *packed = op->weights;
     for (int32_t row = 0; row < channels; row += 4) {
         const int32_t rows = at_most(4, channels - row);
-        const int8_t *weights[4];
+        const int8_t *weights[4] = {NULL, NULL, NULL, NULL};
         for (int32_t i = 0; i < rows; i++) {
-            packed = unpack(packed, row_bits(op, row + i), length, scratch + i * length, &weights[i]);
+            const int32_t bits = row_bits(op, row + i);
+            packed = unpack(packed, bits, length, bits < 8 ? scratch + i * length : NULL, &weights[i]);
         }
         for (int32_t i = rows; i < 4; i++) {
             weights[i] = weights[0]; /* summed and dropped: cheaper than two or three rows one by one */
@@ -204,7 +204,7 @@ static void depthwise(const zb_depthwise_spec *layer, const uint8_t *x, uint8_t 
     const int32_t channels = op->rows_2 + op->rows_4 + op->rows_8;
     const uint8_t *packed = op->weights;
     for (int32_t row = 0; row < channels; row++) {
-        const int8_t *weights[4];
+        const int8_t *weights[4] = {NULL, NULL, NULL, NULL};
         const int32_t channel = op->order != NULL ? op->order[row] : op->first_channel + row;
         packed = unpack(packed, row_bits(op, row), op->kernel_h * op->kernel_w, scratch, &weights[0]);
         convolve_rows(op, x + channel / layer->multiple, y, wide, row, 1, weights);
@@ -319,9 +319,9 @@ void zb_add(const zb_pair_spec *op, const uint8_t *left, const uint8_t *right, u
     walk w = {{0}, 0, 0};
     do {
         const uint8_t *a = left + w.left, *b = right + w.right;
-        for (int32_t i = 0; i < size; i++, a += step_a, b += step_b) {
-            const int64_t sum = (int64_t)(number(*a, op->left_sign) * 1048576) * op->left_multiplier
-                              + (int64_t)(number(*b, op->right_sign) * 1048576) * op->right_multiplier;
+        for (int32_t i = 0; i < size; i++) {
+            const int64_t sum = (int64_t)(number(a[i * step_a], op->left_sign) * 1048576) * op->left_multiplier
+                              + (int64_t)(number(b[i * step_b], op->right_sign) * 1048576) * op->right_multiplier;
             *y++ = (uint8_t)clamp(((int32_t)(sum >> 32) + half) >> (op->shift - 12), op->low, op->high);
         }
     } while (next(&w, op->dims, op->size, op->left_stride, op->right_stride));
@@ -334,8 +334,8 @@ void zb_multiply(const zb_pair_spec *op, const uint8_t *left, const uint8_t *rig
     walk w = {{0}, 0, 0};
     do {
         const uint8_t *a = left + w.left, *b = right + w.right;
-        for (int32_t i = 0; i < size; i++, a += step_a, b += step_b) {
-            const int32_t product = number(*a, op->left_sign) * number(*b, op->right_sign);
+        for (int32_t i = 0; i < size; i++) {
+            const int32_t product = number(a[i * step_a], op->left_sign) * number(b[i * step_b], op->right_sign);
             *y++ = (uint8_t)clamp(scale(product, op->left_multiplier, op->shift), op->low, op->high);
         }
     } while (next(&w, op->dims, op->size, op->left_stride, op->right_stride));
@@ -352,8 +352,8 @@ void zb_copy(const zb_move_spec *op, const uint8_t *x, uint8_t *y)
     do {
         const uint8_t *a = x + op->from + w.left;
         uint8_t *b = y + op->to + w.right;
-        for (int32_t i = 0; i < size; i++, a += step_a, b += step_b) {
-            *b = *a;
+        for (int32_t i = 0; i < size; i++) {
+            b[i * step_b] = a[i * step_a];
         }
     } while (next(&w, op->dims, op->size, op->from_stride, op->to_stride));
 }
