@@ -88,26 +88,6 @@ void port_reset(void)
     }
 }
 
-/* The compiler makes calls of these out of loops and copies; there is no libc here. */
-void *memcpy(void *restrict to, const void *restrict from, size_t count)
-{
-    uint8_t *a = to;
-    const uint8_t *b = from;
-    while (count-- != 0) {
-        *a++ = *b++;
-    }
-    return to;
-}
-
-void *memset(void *to, int value, size_t count)
-{
-    uint8_t *a = to;
-    while (count-- != 0) {
-        *a++ = (uint8_t)value;
-    }
-    return to;
-}
-
 typedef void (*handler)(void);
 
 __attribute__((section(".vectors"), used)) static const struct {

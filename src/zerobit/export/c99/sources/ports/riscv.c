@@ -1,8 +1,6 @@
 /* RISC-V, machine `virt` of QEMU: output by the serial port, exit by the test device, instructions by instret. */
 #include "port.h"
 
-#include <stddef.h>
-
 void port_start(void) {}
 
 void port_put(char letter)
@@ -25,26 +23,6 @@ void port_exit(int code)
     *(volatile uint32_t *)0x100000u = code != 0 ? ((uint32_t)code << 16) | 0x3333u : 0x5555u;
     for (;;) {
     }
-}
-
-/* The compiler makes calls of these out of loops and copies; there is no libc here. */
-void *memcpy(void *restrict to, const void *restrict from, size_t count)
-{
-    uint8_t *a = to;
-    const uint8_t *b = from;
-    while (count-- != 0) {
-        *a++ = *b++;
-    }
-    return to;
-}
-
-void *memset(void *to, int value, size_t count)
-{
-    uint8_t *a = to;
-    while (count-- != 0) {
-        *a++ = (uint8_t)value;
-    }
-    return to;
 }
 
 int main(void);
