@@ -73,6 +73,10 @@ def lowered(recipe: Recipe, number: int) -> IntegerGraph | None:
         return lower(apply(net, decide(net)).eval())
     except CaptureError:
         return None
+    except ZerobitError as error:
+        if "sizes must be 1 or more" not in str(error):
+            raise
+        return None  # one number per sample: integer tensors have a dimension beside the batch
 
 
 def libraries(count: int, first_seed: int) -> Iterator[Library]:

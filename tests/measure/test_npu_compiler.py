@@ -364,7 +364,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def _rows(output: str) -> dict[str, list[str]]:
     """Cells of each line of the table, by the first."""
-    lines = [line.strip("│").split("│") for line in output.splitlines() if line.startswith("│")]
+    lines = [line.strip("\u2502").split("\u2502") for line in output.splitlines() if line.startswith("\u2502")]
     return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
 
 
