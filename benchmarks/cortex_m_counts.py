@@ -23,7 +23,7 @@ from zerobit.integer.ir import Conv, IntegerGraph, Linear, storage_bits
 from zerobit.integer.lower import lower
 from zerobit.integer.twins.fixed31 import layer_ratio
 from zerobit.search.attach import attach
-from zerobit.search.method import ChannelSoftmax
+from zerobit.search.methods.softmax import ChannelSoftmax
 from zerobit.zoo.models import MODELS
 
 TARGET = "cortex-m4"

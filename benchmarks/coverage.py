@@ -36,7 +36,7 @@ from zerobit.cut.apply import QuantNet, apply  # noqa: E402
 from zerobit.cut.decide import decide  # noqa: E402
 from zerobit.export import onnx  # noqa: E402
 from zerobit.search.attach import attach  # noqa: E402
-from zerobit.search.method import ChannelSoftmax  # noqa: E402
+from zerobit.search.methods.softmax import ChannelSoftmax  # noqa: E402
 
 FILE = ROOT / "docs" / "coverage.md"
 HEADER = ("model", "family", "captured", "weights searched", "MACs prunable", "groups", "cut = masked", "ONNX runs")

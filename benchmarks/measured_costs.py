@@ -34,7 +34,7 @@ from zerobit.measure.layers import Configuration, Layer
 from zerobit.measure.profile import Sweep, profile
 from zerobit.plan import Plan, WeightPlan
 from zerobit.search.attach import attach
-from zerobit.search.method import ChannelSoftmax
+from zerobit.search.methods.softmax import ChannelSoftmax
 from zerobit.zoo.models import model as zoo_model
 
 FILE = Path(__file__).parents[1] / "docs" / "profile.md"

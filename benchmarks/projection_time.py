@@ -26,7 +26,7 @@ from zerobit.cut.decide import read_offer
 from zerobit.cut.project import project
 from zerobit.graph.ir import Graph
 from zerobit.search.attach import attach
-from zerobit.search.method import ChannelSoftmax
+from zerobit.search.methods.softmax import ChannelSoftmax
 from zerobit.zoo.models import model
 
 #: Seconds, by network.

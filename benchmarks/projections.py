@@ -24,7 +24,7 @@ from zerobit.errors import BudgetError
 from zerobit.quant.placement import activation_sites
 from zerobit.report import write_text
 from zerobit.search.attach import SearchNet, attach
-from zerobit.search.method import ChannelSoftmax
+from zerobit.search.methods.softmax import ChannelSoftmax
 from zerobit.train.objective import Objective, evaluate
 from zerobit.train.phases import Recipe
 from zerobit.workflows import compress_task

@@ -22,7 +22,7 @@ from zerobit.cut.decide import decide
 from zerobit.report import Stage, write_text
 from zerobit.runs import load_float
 from zerobit.search.attach import SearchNet, attach, calibrate
-from zerobit.search.method import ChannelSoftmax
+from zerobit.search.methods.softmax import ChannelSoftmax
 from zerobit.train.objective import Objective, evaluate
 from zerobit.train.phases import Data, Recipe, finetune
 from zerobit.workflows import Settings

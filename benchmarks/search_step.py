@@ -25,7 +25,7 @@ from zerobit.cost import Size
 from zerobit.cost.price import Budget
 from zerobit.quant.slot import AbstractWeightGrid, ActivationSlot
 from zerobit.search.attach import SearchNet, attach
-from zerobit.search.method import ChannelSoftmax
+from zerobit.search.methods.softmax import ChannelSoftmax
 from zerobit.zoo.models import resnet8
 
 _KINDS = ("float", "fused", "stack")

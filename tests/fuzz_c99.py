@@ -29,7 +29,7 @@ from zerobit.integer.ir import IntegerGraph
 from zerobit.integer.lower import lower
 from zerobit.integer.twins.fixed31 import run_fixed31
 from zerobit.search.attach import attach
-from zerobit.search.method import ChannelSoftmax
+from zerobit.search.methods.softmax import ChannelSoftmax
 
 _TOGETHER = 25  # networks in one translation unit
 _WIDTHS = ((0, 2, 4, 8), (0, 2, 3, 8), (2, 4, 8), (8,))

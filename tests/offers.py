@@ -18,7 +18,7 @@ from zerobit.cut.decide import read_offer
 from zerobit.formats import GRID
 from zerobit.graph.ir import Graph
 from zerobit.search.attach import attach
-from zerobit.search.method import ChannelSoftmax
+from zerobit.search.methods.softmax import ChannelSoftmax
 from zerobit.zoo.models import MODELS
 
 #: Limits for the networks of the zoo.

@@ -4,10 +4,12 @@ import copy
 from functools import cache
 
 import torch
+from torch import nn
 
 from cases import case, randomised
 from zerobit.search.attach import attach
-from zerobit.search.method import ChannelSoftmax
+from zerobit.search.choice import AbstractChoice
+from zerobit.search.methods.softmax import ChannelSoftmax
 from zerobit.search.net import SearchNet
 
 METHODS: dict[str, ChannelSoftmax] = {
@@ -47,7 +49,11 @@ def scramble(net: SearchNet, seed: int, spread: float = 2.0) -> SearchNet:
     """Give every choice random logits in place: hard choices then interleave precisions and remove units."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in net.named_parameters():
-            if name.endswith(("gate", "width")):
-                parameter.add_(spread * torch.randn(parameter.shape, generator=random))
+        for parameter in choice_parameters(net):
+            parameter.add_(spread * torch.randn(parameter.shape, generator=random))
     return net
+
+
+def choice_parameters(net: SearchNet) -> list[nn.Parameter]:
+    """What the choices of a search network train."""
+    return [p for m in net.modules() if isinstance(m, AbstractChoice) for p in m.parameters(recurse=False)]

@@ -14,7 +14,7 @@ from cases import CASES, ModelCase, case
 from zerobit.coverage import Coverage, OpRow, inspect, show_float_ops
 from zerobit.graph.ir import FROZEN
 from zerobit.search.attach import attach
-from zerobit.search.method import ChannelSoftmax
+from zerobit.search.methods.softmax import ChannelSoftmax
 
 
 def _inspect(name: str, **control: Any) -> Coverage:

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from zerobit.integer.lower import settle
     from zerobit.plan import Plan
     from zerobit.search.attach import attach, calibrate
-    from zerobit.search.method import ChannelSoftmax
+    from zerobit.search.methods.softmax import ChannelSoftmax
     from zerobit.search.net import SearchNet
 
 _HOME = {
     "Budget": "zerobit.cost.price",
-    "ChannelSoftmax": "zerobit.search.method",
+    "ChannelSoftmax": "zerobit.search.methods.softmax",
     "Coverage": "zerobit.coverage",
     "Normalisation": "zerobit.api",
     "Plan": "zerobit.plan",

@@ -32,7 +32,8 @@ from zerobit.plan import Plan
 from zerobit.report import Stage, html_page, layer_rows, write_text
 from zerobit.search.attach import attach, calibrate
 from zerobit.search.control import Control, Count, Widths
-from zerobit.search.method import AbstractMethod, ChannelSoftmax
+from zerobit.search.method import AbstractMethod
+from zerobit.search.methods.softmax import ChannelSoftmax
 from zerobit.search.net import SearchNet
 from zerobit.train.loop import Hardware
 from zerobit.train.objective import Batch, Objective, accuracy, evaluate, split_batch
@@ -184,8 +185,8 @@ def compress(
             validation data is returned. Instead of a budget.
         targets: costs of your own that a budget or strength can name: costs, .toml or .csv files, or MODULE:NAME; see
             `zerobit.cost.own.load_costs`.
-        method: how bits are chosen; if None, `ChannelSoftmax()` with its widths started near the budget, one per layer
-            for a device that pays for each width in a layer anew.
+        method: how bits are chosen; if None, `ChannelSoftmax()` with a width per channel, or per layer for a device
+            that pays for each width in a layer anew. Widths start near the budget, unless the method says where.
         frozen: patterns of layers that stay as they are; this and the next three as for `attach`.
         bits: pattern -> width or widths of weights, such as {"stem.*": 8}.
         min_channels: channels that every group keeps, or pattern -> channels.
@@ -301,8 +302,8 @@ def _prepare(
     net = attach(model, args, method or default, kwargs, **vars(control))
     calibrate(net, batches)
     limits = price.limits(net.graph)
-    if method is None and limits:
-        _start_near(net, default, limits)
+    if net.method.start_bits is None and limits:
+        net.start_at(min(_start_bits(net, limit) for limit in limits))
     held = [job.objective.read(b, cpu)[:2] for b in itertools.islice(job.data.val, 4)]
     flat = [net.flatten_inputs(a, k) for a, k in held]
     samples = {
@@ -323,14 +324,8 @@ def _default_method(price: AbstractPrice) -> ChannelSoftmax:
 _WIDTH_MATTERS = 0.75
 
 
-def _start_near(net: SearchNet, method: ChannelSoftmax, limits: Sequence[Limit]) -> None:
-    """Start from the widest uniform network that keeps every limit, or from the narrowest."""
-    starts = [_start_bits(net, limit) for limit in limits]
-    net.method = replace(method, start_bits=min(starts))
-    net.start_at(min(starts))
-
-
 def _start_bits(net: SearchNet, limit: Limit) -> int:
+    """The widest uniform network that keeps a limit, or the narrowest."""
     costs = {b: float(limit.cost(usage(net.graph, uniform(net.graph, b)))) for b in net.method.widths}
     within = [b for b, cost in costs.items() if cost <= limit.amount * (1 + 1e-9)]
     narrow, wide = min(costs), max(costs)

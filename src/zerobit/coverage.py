@@ -17,7 +17,8 @@ from zerobit.graph.ir import WEIGHTED, Graph, Kind, Op
 from zerobit.graph.program import Program
 from zerobit.quant.placement import float_reason
 from zerobit.search.control import Control, Count, Options, Widths, captured
-from zerobit.search.method import AbstractMethod, ChannelSoftmax
+from zerobit.search.method import AbstractMethod
+from zerobit.search.methods.softmax import ChannelSoftmax
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from zerobit.cost.parse import parse_budgets
 from zerobit.errors import BudgetError, CaptureError, FormatError
 from zerobit.importing import import_object
 from zerobit.search.control import Control, Count
-from zerobit.search.method import AbstractMethod, ChannelSoftmax
+from zerobit.search.method import AbstractMethod
+from zerobit.search.methods.softmax import ChannelSoftmax
 
 
 def make_method(name: str, *, shared: bool, sampling: str) -> AbstractMethod | None:

@@ -16,7 +16,7 @@ from zerobit.graph.describe import describe
 from zerobit.graph.folding import fold_batch_norm
 from zerobit.graph.ir import Graph
 from zerobit.search.attach import attach
-from zerobit.search.method import ChannelSoftmax
+from zerobit.search.methods.softmax import ChannelSoftmax
 from zerobit.zoo.models import model as zoo_model
 
 COSTS: dict[str, AbstractCost] = {

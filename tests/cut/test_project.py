@@ -23,7 +23,7 @@ from zerobit.cut.widths import promote
 from zerobit.formats import GRID
 from zerobit.graph.ir import Graph
 from zerobit.search.choice import UnitRule
-from zerobit.search.method import ChannelSoftmax
+from zerobit.search.methods.softmax import ChannelSoftmax
 from zerobit.zoo.models import MODELS
 
 #: What is limited together.

@@ -13,7 +13,7 @@ from zerobit.cost.registry import named_cost
 from zerobit.cost.usage import usage
 from zerobit.cut.apply import apply
 from zerobit.cut.decide import decide
-from zerobit.cut.promoted import finer, trained_bits
+from zerobit.cut.final import finer, trained_bits
 from zerobit.formats import GRID, Format
 from zerobit.plan import Plan
 from zerobit.search.net import SearchNet
@@ -38,7 +38,7 @@ def _widened(net: SearchNet, plan: Plan) -> Plan:
     """All kept channels at 8 bit, with the steps that a projection gives them."""
     weights = {}
     for name, weight in plan.weights.items():
-        trained = trained_bits(net, name)
+        trained = trained_bits(net, name).tolist()
         step = tuple(
             s / finer(t, 8, full_range=weight.full_range) for s, t in zip(weight.step or (), trained, strict=True)
         )
@@ -66,7 +66,7 @@ def test_a_plan_gives_promoted_channels_a_fraction_of_the_trained_step() -> None
     hard, plan = decide(net), decide(net, Budget(named_cost("macs"), "100%"))
     promoted = 0
     for name, weight in plan.weights.items():
-        trained = trained_bits(net, name)
+        trained = trained_bits(net, name).tolist()
         for b, t, s, old in zip(weight.bits, trained, weight.step or (), hard.weights[name].step or (), strict=True):
             if b > t and old:
                 assert s == pytest.approx(old / finer(t, b, full_range=False), rel=1e-12)

@@ -24,7 +24,7 @@ from zerobit.integer.lower import lower
 from zerobit.integer.twins.fixed31 import run_fixed31
 from zerobit.integer.twins.float32 import run_float32
 from zerobit.search.attach import attach
-from zerobit.search.method import ChannelSoftmax
+from zerobit.search.methods.softmax import ChannelSoftmax
 
 CONTAINERS = ["packcast", "int8", "exact"]
 

@@ -18,7 +18,7 @@ from zerobit.export.runtimes.c_library import EmulatedC, HostC
 from zerobit.integer.ir import IntegerGraph
 from zerobit.integer.lower import lower
 from zerobit.search.attach import attach
-from zerobit.search.method import ChannelSoftmax
+from zerobit.search.methods.softmax import ChannelSoftmax
 from zerobit.zoo.models import model as zoo_model
 
 #: Network -> whether it is in every run.

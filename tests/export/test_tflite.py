@@ -42,7 +42,7 @@ from zerobit.integer.shapes import window_counts
 from zerobit.integer.twins.float32 import run_float32
 from zerobit.integer.twins.gemmlowp import run_gemmlowp
 from zerobit.search.attach import attach
-from zerobit.search.method import ChannelSoftmax
+from zerobit.search.methods.softmax import ChannelSoftmax
 
 HELD = [network for network in NETWORKS if network is not volumes]
 

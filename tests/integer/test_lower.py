@@ -18,7 +18,7 @@ from zerobit.integer.lower import lower
 from zerobit.integer.twins.float32 import run_float32
 from zerobit.quant.placement import place
 from zerobit.search.attach import attach
-from zerobit.search.method import ChannelSoftmax
+from zerobit.search.methods.softmax import ChannelSoftmax
 
 every_case = pytest.mark.parametrize("row", MIXED, ids=lambda row: row.name)
 

@@ -22,7 +22,7 @@ from zerobit.errors import BudgetError, PlanError
 from zerobit.formats import GRID
 from zerobit.plan import Plan
 from zerobit.search.attach import attach
-from zerobit.search.method import ChannelSoftmax
+from zerobit.search.methods.softmax import ChannelSoftmax
 from zerobit.search.net import SearchNet
 
 COSTS = {"size": Size(), "macs": Macs(), "bops": Bops(), "mpic": TableLatency.load("mpic")}

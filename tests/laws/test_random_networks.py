@@ -21,7 +21,7 @@ from zerobit.graph.ir import Graph
 from zerobit.graph.program import Program
 from zerobit.plan import Plan
 from zerobit.search.attach import attach
-from zerobit.search.method import ChannelSoftmax
+from zerobit.search.methods.softmax import ChannelSoftmax
 
 quick = settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 long = settings(quick, max_examples=300)

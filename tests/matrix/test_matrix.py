@@ -28,7 +28,7 @@ from zerobit.graph.describe import describe
 from zerobit.integer.lower import lower
 from zerobit.plan import Plan
 from zerobit.search.attach import SearchNet, attach
-from zerobit.search.method import ChannelSoftmax
+from zerobit.search.methods.softmax import ChannelSoftmax
 
 
 def _marks(row: MatrixRow) -> list[pytest.MarkDecorator]:

@@ -159,7 +159,7 @@ def test_the_larger_of_the_methods_and_the_users_number_holds() -> None:
 @pytest.mark.parametrize("method", ["default", "shared", "layer", "no_pruning", "softmax", "published"])
 def test_a_width_that_is_fixed_is_not_searched(method: str) -> None:
     net = scramble(_net("digits", method, bits={"conv": 8, "block1.conv1": (4, 8)}), 2)
-    assert net.weight_slot("conv.weight").width is None
+    assert net.weight_slot("conv.weight").quantizer.widths == (8,)
     for plan in (decide(net), decide(net, Budget(Size(), "70%"))):
         assert set(plan.weights["conv.weight"].bits) == {8}, "0 is not offered: all channels stay"
         assert set(plan.weights["block1.conv1.weight"].bits) <= {4, 8}

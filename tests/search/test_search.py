@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cases import captured, case
-from searches import METHODS, QUICK, attached, scramble
+from searches import METHODS, QUICK, attached, choice_parameters, scramble
 from zerobit.cost import Bops, Size, TableLatency
 from zerobit.cost.usage import usage
 from zerobit.errors import CaptureError, FormatError
@@ -17,10 +17,12 @@ from zerobit.graph.rows import to_rows
 from zerobit.search.attach import attach, calibrate
 from zerobit.search.choice import MIN_TEMPERATURE, AbstractChoice, UnitRule
 from zerobit.search.gates.logit import LogitGate
-from zerobit.search.method import ChannelSoftmax
+from zerobit.search.methods.softmax import ChannelSoftmax
 from zerobit.search.net import SearchNet
 from zerobit.search.norms import unit_norms
+from zerobit.search.slots import per_channel
 from zerobit.search.widths.coupled import CoupledChoice
+from zerobit.search.widths.softmax import SoftmaxWidth
 
 #: Every network with the two forms of choice, every method on two networks.
 TABLE = [
@@ -46,7 +48,8 @@ def test_one_step_gives_every_parameter_a_finite_gradient(name: str, method: str
     loss.backward()
     missing = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert missing == []
-    still = [n for n, p in net.named_parameters() if n.endswith(("gate", "width")) and not p.grad.any()]
+    choices = {id(p) for p in choice_parameters(net)}
+    still = [n for n, p in net.named_parameters() if id(p) in choices and not p.grad.any()]
     assert still == []
 
 
@@ -55,6 +58,7 @@ def test_evaluation_is_the_hard_choice(name: str, method: str) -> None:
     """Rebuilt with plain functions: the chosen precision of each channel, nothing of the removed ones."""
     net = scramble(attached(name, method), seed=1).eval()
     bits = net.bits(hard=True)
+    factors = {g.name: choice.factor() for g in net.graph.groups if (choice := net.group_choice(g)) is not None}
     for weight, dist in bits.weights.items():
         chosen = dist.bits
         assert dist.p.eq(1).sum() == len(chosen), "one width per channel"
@@ -62,13 +66,14 @@ def test_evaluation_is_the_hard_choice(name: str, method: str) -> None:
         effective = _effective(net, weight)
         layout = net.graph.rows[weight]
         w, effective = to_rows(w, layout), to_rows(effective, layout)
-        steps = slot.grid.steps(w)
+        values, steps = slot.quantizer.values(w), slot.quantizer.steps(w)
+        factor = per_channel([factors[g] for g in slot.groups], slot.index) if slot.groups else torch.ones(len(w))
         for c, b in enumerate(chosen.int().tolist()):
             expected = torch.zeros_like(w[c])
             if b:
-                top, low = 2 ** (b - 1) - 1, -(2 ** (b - 1)) + (0 if slot.grid.full_range else 1)
-                step = steps[c, slot.grid.widths.index(b)]
-                expected = step * torch.clamp(torch.round(w[c] / step), low, top)
+                top, low = 2 ** (b - 1) - 1, -(2 ** (b - 1)) + (0 if slot.quantizer.full_range else 1)
+                step = steps[c, slot.quantizer.widths.index(b)]
+                expected = factor[c] * step * torch.clamp(torch.round(values[c] / step), low, top)
             torch.testing.assert_close(effective[c], expected, rtol=0, atol=0)
 
 
@@ -126,10 +131,6 @@ def test_user_keeps_model_and_names(method: str) -> None:
     kept = {n for n, _ in net.named_parameters()} - ours
     folded = {n for n, _ in model.named_parameters() if "bn" in n}
     assert {n for n, _ in model.named_parameters()} - folded <= kept
-    choices = {n for n in ours if n.endswith(("gate", "width"))}
-    assert {n.rsplit(".", 1)[1] for n in ours - choices} <= {"log_step"}
-    trained = [m for m in net.modules() if isinstance(m, AbstractChoice)]
-    assert len(choices) == len(trained)
 
 
 @pytest.mark.parametrize(
@@ -175,11 +176,11 @@ def test_search_starts_near_the_trained_network(method: str) -> None:
 
 def test_soft_gates_are_one_at_the_start_and_never_scaled_in_evaluation() -> None:
     gate = LogitGate(5, "softmax", 0.85, UnitRule())
-    torch.testing.assert_close(gate(), torch.ones(5))
-    assert torch.equal(gate.eval()(), torch.ones(5))
+    torch.testing.assert_close(gate().factor, torch.ones(5))
+    assert torch.equal(gate.eval()().factor, torch.ones(5))
     coupled = CoupledChoice(5, (2, 4, 8), "softmax", removable=True, rule=UnitRule())
-    torch.testing.assert_close(coupled().sum(1), torch.ones(5))
-    assert torch.equal(coupled.eval()(), torch.tensor([[0.0, 0.0, 1.0]] * 5))
+    torch.testing.assert_close(coupled().factor, torch.ones(5))
+    assert torch.equal(coupled.eval()().shares, torch.tensor([[0.0, 0.0, 1.0]] * 5))
 
 
 def test_published_start() -> None:
@@ -209,7 +210,7 @@ def test_gate_keeps_above_one_half_and_at_least_the_minimum(
     with torch.no_grad():
         gate.gate.copy_(torch.logit(torch.tensor(p)))
     assert gate.hard().int().tolist() == list(kept)
-    assert gate.eval()().tolist() == [float(k) for k in kept]
+    assert gate.eval()().factor.tolist() == [float(k) for k in kept]
 
 
 def test_hard_choice_is_not_the_argmax_of_the_joint_probability() -> None:
@@ -217,9 +218,9 @@ def test_hard_choice_is_not_the_argmax_of_the_joint_probability() -> None:
     net = attached("mlp")
     weight = "fc1.weight"
     gate = net.group_choice(net.graph.groups[0])
-    width = net.weight_slot(weight).width
+    width = net.weight_slot(weight).quantizer.choice
     assert isinstance(gate, LogitGate)
-    assert width is not None
+    assert isinstance(width, SoftmaxWidth)
     with torch.no_grad():
         gate.gate.fill_(torch.logit(torch.tensor(0.55)))
         width.width.copy_(torch.tensor([0.34, 0.33, 0.33]).log().expand_as(width.width))
@@ -242,7 +243,7 @@ def test_samples_are_drawn_once_per_group_and_pass() -> None:
     choice = net.group_choice(group)
     assert choice is not None
     drawn: list[Tensor] = []
-    choice.register_forward_hook(lambda m, i, o: drawn.append(o))
+    choice.register_forward_hook(lambda m, i, o: drawn.append(o.factor))
     inputs = case("digits").inputs(2)
     net(*inputs)
     assert len(drawn) == 1
@@ -297,13 +298,13 @@ def test_optimizer_groups_hold_every_parameter_once(method: str) -> None:
     """Also where a layer of the user's is called `slots`."""
     net = attached("clashing_names", method)
     groups = net.param_groups(lr=0.5, choice_lr=0.25, weight_decay=0.125)
-    names = {id(p): n for n, p in net.named_parameters()}
+    names, choices = {id(p): n for n, p in net.named_parameters()}, {id(p) for p in choice_parameters(net)}
     given = [names[id(p)] for g in groups for p in g["params"]]
     assert sorted(given) == sorted(names.values())
     for group in groups:
         for parameter in group["params"]:
             found = names[id(parameter)]
-            is_choice = found.endswith(("gate", "width"))
+            is_choice = id(parameter) in choices
             is_weight = found in net.tensors() and parameter.dim() > 1
             assert group["weight_decay"] == (0.125 if is_weight else 0.0), found
             assert group["lr"] == (0.25 if is_choice else 0.5), found

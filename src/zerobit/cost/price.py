@@ -23,7 +23,10 @@ class Searched(Protocol):
     """What a price needs of a network in search."""
 
     graph: Graph
-    progress: float
+
+    def limit_share(self, ramp: float) -> float:
+        """How far a limit that falls over this share of the search has come, 0..1."""
+        ...
 
     def bits(self, *, hard: bool = False) -> NetBits:
         """Its choices as distributions."""
@@ -178,8 +181,7 @@ class Budget(AbstractPrice):
         """Where the falling limit is now."""
         final = self.limit(net.graph)
         start = max(final, self._start if self._start is not None else final)
-        share = min(1.0, net.progress / self.ramp) if self.ramp > 0 else 1.0
-        return start * (final / start) ** share
+        return start * (final / start) ** net.limit_share(self.ramp)
 
     def violation(self, net: Searched, use: Usage) -> Tensor:
         """Cost / current limit - 1, differentiable.

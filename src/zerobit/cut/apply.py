@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zerobit.cut.promoted import settle_promoted
+from zerobit.cut.final import settle_searched
 from zerobit.errors import PlanError
 from zerobit.graph.describe import describe
 from zerobit.graph.edits import cut, insert_slot, strip_slots
@@ -90,7 +90,7 @@ def apply(net: SearchNet | QuantNet, plan: Plan) -> QuantNet:
         return copy.deepcopy(net)
     _check_fits(net.graph, plan)
     program = copy.deepcopy(net)
-    settle_promoted(program, plan)
+    settle_searched(program, plan)
     strip_slots(program)
     return realise(program, net.graph, plan).train(net.training)
 

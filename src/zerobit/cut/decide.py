@@ -9,17 +9,15 @@ from torch import Tensor
 from zerobit.bits import BitDist
 from zerobit.cost.price import AbstractPrice
 from zerobit.cut.choices import Bools, Floats, Ints, Offer, Selection, preferred
+from zerobit.cut.final import final_steps, width_score
 from zerobit.cut.project import project
-from zerobit.cut.promoted import finer, trained_bits, width_score
 from zerobit.cut.reach import check_reachable
 from zerobit.formats import GRID
 from zerobit.graph.ir import ChannelGroup
-from zerobit.graph.rows import to_rows
 from zerobit.plan import ActivationPlan, Plan, WeightPlan
-from zerobit.search.choice import AbstractChoice
+from zerobit.search.choice import AbstractGroupChoice
 from zerobit.search.net import SearchNet
 from zerobit.search.norms import unit_norms
-from zerobit.search.widths.coupled import CoupledChoice
 
 #: Weight of a unit's size among equal preferences; small against any learned one.
 _TIE_BREAK = 1e-3
@@ -105,7 +103,7 @@ def _owners(net: SearchNet, rows: Mapping[str, Mapping[str, Ints]]) -> tuple[dic
             owner[weight] = np.array([of_unit[u] for u in unit.tolist()], dtype=np.int64)
             own = own[[int(np.flatnonzero(unit == u)[0]) for u in new]]
             weighs = np.ones(len(new))
-        elif slot.width is not None and len(slot.width.width) == 1 and slot.width.channels > 1:
+        elif slot.quantizer.per_layer:
             owner[weight] = np.full(len(own), count)
             weighs, own = np.array([float(len(own))]), own[:1]
         else:
@@ -117,38 +115,28 @@ def _owners(net: SearchNet, rows: Mapping[str, Mapping[str, Ints]]) -> tuple[dic
     return owner, np.concatenate(score), np.concatenate(channels)
 
 
-def _keep_score(net: SearchNet, group: ChannelGroup, choice: AbstractChoice | None) -> Tensor:
+def _keep_score(net: SearchNet, group: ChannelGroup, choice: AbstractGroupChoice | None) -> Tensor:
     """[units], log odds of staying, +inf where a unit must; ties broken by the size of the unit's weights."""
-    if choice is None or (isinstance(choice, CoupledChoice) and not choice.removable):
+    if choice is None:
         return torch.full((group.units,), torch.inf, dtype=torch.float64)
-    p = choice.probability().double().cpu()
-    stay = 1 - p[:, 0] if isinstance(choice, CoupledChoice) else p
-    odds = torch.logit(stay.clamp(1e-9, 1 - 1e-9))
     norm = unit_norms(net, group)
-    return odds + _TIE_BREAK * norm / norm.mean().clamp_min(1e-12)
+    return choice.log_odds().double().cpu() + _TIE_BREAK * norm / norm.mean().clamp_min(1e-12)
 
 
 @torch.no_grad()
 def _plan(net: SearchNet, selection: Selection) -> Plan:
     units = {group.name: group.units for group in net.graph.groups}
     kept = {group.name: tuple(selection.kept(group.name)) for group in net.graph.groups}
-    tensors = net.tensors()
     weights = {}
     for name in selection.offer.owner:
-        grid = net.weight_slot(name).grid
-        steps = grid.steps(to_rows(tensors[name], net.graph.rows[name])).double().cpu()
         bits = selection.bits(name)
-        trained = trained_bits(net, name)
-        step = tuple(
-            float(steps[c, grid.widths.index(min(b, t))]) / finer(t, b, full_range=grid.full_range) if b else 0.0
-            for c, (b, t) in enumerate(zip(bits, trained, strict=True))
-        )
-        weights[name] = WeightPlan(tuple(bits), step, grid.full_range)
+        steps = final_steps(net, name, bits).tolist()
+        step = tuple(s if b else 0.0 for s, b in zip(steps, bits, strict=True))
+        weights[name] = WeightPlan(tuple(bits), step, net.weight_slot(name).quantizer.full_range)
     activations = {}
     for site in net.sites:
-        slot = net.activation_slot(site.name)
         row = selection.offer.activations[site.tensors[0]].p[0]
         bits = GRID[int(row.argmax())]
-        step = float(slot.log_step.exp()[slot.widths.index(bits)])
+        step = net.activation_slot(site.name).step(bits)
         activations[site.name] = ActivationPlan(site.tensors, bits, site.signed, step)
     return Plan(units, kept, weights, activations)

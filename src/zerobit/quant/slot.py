@@ -86,23 +86,47 @@ class MinMaxGrid(AbstractWeightGrid):
 GRIDS: dict[str, type[LearnedGrid] | type[MinMaxGrid]] = {"learned": LearnedGrid, "minmax": MinMaxGrid}
 
 
-class ActivationSlot(nn.Module):
-    """Quantises an activation; one learned step per width it may have.
+class AbstractActivationSlot(nn.Module, ABC):
+    """Quantises an activation.
 
     Args:
-        widths: the A widths.
+        widths: the A widths it may have.
         signed: whether values can be negative; signed activations use the full range.
     """
 
     def __init__(self, widths: Sequence[int], signed: bool) -> None:
         super().__init__()
         self.widths, self.signed = tuple(widths), signed
-        self.formats = [Format(w, signed=signed, full_range=True) for w in widths]
-        self.log_step = nn.Parameter(torch.zeros(len(self.widths)))
         self.bypassed = False
 
+    @abstractmethod
     def forward(self, x: Tensor, choice: Tensor | None = None) -> Tensor:
-        """Quantised x; with several widths, mixed by `choice` [1, A]."""
+        """Quantised x; with several widths, mixed by `choice` [1, A] unless the slot itself chooses."""
+
+    @abstractmethod
+    def fit(self, values: Tensor) -> None:
+        """Set the ranges to observed values, in place."""
+
+    @abstractmethod
+    def step(self, bits: int) -> float:
+        """Quantisation step at one of the widths."""
+
+    def distribution(self, *, hard: bool) -> Tensor | None:
+        """[1, A], the slot's own choice of a width as a cost sees it, or the hard one; None if it has none."""
+        del hard
+        return None
+
+
+class ActivationSlot(AbstractActivationSlot):
+    """One learned step per width."""
+
+    def __init__(self, widths: Sequence[int], signed: bool) -> None:
+        super().__init__(widths, signed)
+        self.formats = [Format(w, signed=signed, full_range=True) for w in widths]
+        self.log_step = nn.Parameter(torch.zeros(len(self.widths)))
+
+    def forward(self, x: Tensor, choice: Tensor | None = None) -> Tensor:
+        """The sum of the copies."""
         if self.bypassed:
             return x
         steps = self.log_step.exp()
@@ -117,10 +141,14 @@ class ActivationSlot(nn.Module):
 
     @torch.no_grad()
     def fit(self, values: Tensor) -> None:
-        """Set the steps to least squared error on observed values."""
+        """Set the steps to least squared error."""
         flat = values.reshape(1, -1).float()
         steps = [least_squares_step(flat, f.low, f.high) for f in self.formats]
         self.log_step.copy_(torch.cat(steps).log())
+
+    def step(self, bits: int) -> float:
+        """The learned one."""
+        return float(self.log_step.detach().exp()[self.widths.index(bits)])
 
 
 class FixedWeightSlot(nn.Module):

@@ -14,13 +14,13 @@ from zerobit.graph.ir import WEIGHTED, ChannelGroup, Op
 from zerobit.graph.program import slot_name
 from zerobit.graph.rows import to_rows
 from zerobit.quant.placement import ActivationSite
-from zerobit.quant.slot import GRIDS, ActivationSlot
+from zerobit.quant.slot import AbstractActivationSlot
+from zerobit.search.choice import AbstractGroupChoice
 from zerobit.search.control import Control, Count, Widths, captured
-from zerobit.search.gates.logit import LogitGate
 from zerobit.search.method import AbstractMethod
 from zerobit.search.net import SearchNet
 from zerobit.search.norms import unit_norms
-from zerobit.search.slots import Along, GateSlot, WeightSlot, choices_along
+from zerobit.search.slots import Along, GateSlot, NoiseSlot, WeightSlot, choices_along
 
 __all__ = ["SearchNet", "attach", "calibrate"]
 
@@ -87,6 +87,8 @@ def attach(
         _attach_weight(net, weight, coupled=weight in coupled)
     for site in net.sites:
         _attach_activation(net, site)
+    _attach_noise(net)
+    method.attached(net)
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     return calibrate(net, [(args, dict(kwargs or {}))])
 
@@ -116,10 +118,9 @@ def _attach_choice(net: SearchNet, group: ChannelGroup, coupled: set[str]) -> No
     holds_widths = any(group.name in net.graph.row_units(name) for name in coupled)
     if not removable and not holds_widths:
         return
-    choice = net.method.group_choice(group.units, net.options.rules[group.name], removable=removable)
+    choice = net.method.group_choice(group, net.options.rules[group.name], removable=removable)
     if choice is not None:
-        if isinstance(choice, LogitGate):
-            choice.order(unit_norms(net, group))
+        choice.order(unit_norms(net, group))
         insert_source(net, slot_name("groups", group.name), choice)
         net.choosing_groups.add(group.name)
 
@@ -170,6 +171,7 @@ def _gate_parameter(net: SearchNet, parameter: str, groups: set[str], number: in
         if along.groups:
             name = slot_name("gates", parameter, str(dim), str(number))
             insert_slot(net, parameter, name, GateSlot(along, dim), _sources(along))
+            net.gated_parameters.append((parameter, name))
 
 
 def _gate_result(net: SearchNet, op: Op, groups: set[str]) -> None:
@@ -177,7 +179,23 @@ def _gate_result(net: SearchNet, op: Op, groups: set[str]) -> None:
         along = _choices_along(net, op.name, dim, groups)
         if along.groups:
             name = slot_name("results", op.name, str(dim))
-            insert_slot(net, op.name, name, GateSlot(along, dim), _sources(along))
+            scales = any(choice.scales for choice in _choices(net, along))
+            insert_slot(net, op.name, name, GateSlot(along, dim, masks=scales), _sources(along))
+
+
+def _choices(net: SearchNet, along: Along) -> list[AbstractGroupChoice]:
+    return [choice for g in net.graph.groups if g.name in along.groups and (choice := net.group_choice(g)) is not None]
+
+
+def _attach_noise(net: SearchNet) -> None:
+    """Noise on what the layers of a group compute, where the group's choice has any."""
+    noisy = {g.name for g in net.graph.groups if (choice := net.group_choice(g)) is not None and choice.is_noisy}
+    for op in net.graph.weighted if noisy else ():
+        ours = noisy.intersection(net.graph.row_units(op.weight)) if op.weight in net.graph.searched_weights else ()
+        for dim in range(1, len(net.graph.shapes[op.name])) if ours else ():
+            along = _choices_along(net, op.name, dim, set(ours))
+            if along.groups:
+                insert_slot(net, op.name, slot_name("noise", op.name, str(dim)), NoiseSlot(along, dim), _sources(along))
 
 
 def _sources(along: Along) -> tuple[str, ...]:
@@ -188,18 +206,19 @@ def _attach_weight(net: SearchNet, weight: str, *, coupled: bool) -> None:
     value, layout = net.tensors()[weight].detach(), net.graph.rows[weight]
     along = _choices_of_weight(net, weight, net.choosing_groups)
     widths = net.method.widths if coupled else net.options.widths(weight)
-    grid = GRIDS[net.method.grid](widths, to_rows(value, layout))
-    width = None if coupled else net.method.width_choice(len(along.index), widths)
-    slot = WeightSlot(grid, width, along, layout, coupled=coupled)
+    quantizer = net.method.weight_quantizer(to_rows(value, layout), widths, coupled=coupled)
+    slot = WeightSlot(quantizer, along, layout, coupled=coupled)
     insert_slot(net, weight, slot_name("weights", weight), slot, _sources(along))
 
 
 def _attach_activation(net: SearchNet, site: ActivationSite) -> None:
-    choice = net.method.activation_choice()
-    sources = () if choice is None else (insert_source(net, slot_name("activation_choices", site.name), choice),)
-    slot = ActivationSlot(net.method.activation_bits, site.signed)
+    choice, name = net.method.activation_choice(), slot_name("activation_choices", site.name)
+    if choice is not None:
+        insert_source(net, name, choice)
+        net.choosing_sites.add(name)
+    slot = net.method.activation_slot(site.signed)
     for tensor in site.tensors:
-        insert_slot(net, tensor, slot_name("activations", site.name), slot, sources)
+        insert_slot(net, tensor, slot_name("activations", site.name), slot, () if choice is None else (name,))
 
 
 @torch.no_grad()
@@ -233,7 +252,7 @@ def calibrate(net: SearchNet, batches: Iterable[tuple[tuple[Any, ...], Mapping[s
 
 def _set_bypass(net: SearchNet, value: bool) -> None:
     for module in net.modules():
-        if isinstance(module, (WeightSlot, GateSlot, ActivationSlot)):
+        if isinstance(module, (WeightSlot, GateSlot, NoiseSlot, AbstractActivationSlot)):
             module.bypassed = value
 
 

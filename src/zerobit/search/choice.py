@@ -16,8 +16,23 @@ SAMPLINGS: tuple[Sampling, ...] = ("hard", "softmax", "gumbel")
 MIN_TEMPERATURE = 1e-2
 
 
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """What a channel group's choice hands to the slots of one forward pass.
+
+    Attributes:
+        factor: [units], on all that makes a unit.
+        shares: [units, W], of each precision in the coupled form; they sum to the factor.
+        noise: [units], standard deviation of a factor around 1, drawn anew for each sample of a batch; or None.
+    """
+
+    factor: Tensor
+    shares: Tensor | None = None
+    noise: Tensor | None = None
+
+
 class AbstractChoice(nn.Module, ABC):
-    """A trained choice.
+    """A trained choice; its parameters learn at the rate of choices.
 
     Attributes:
         sampling: "hard" uses the hard choice with the soft gradient, "softmax" the probabilities, "gumbel" a sample.
@@ -42,6 +57,14 @@ class AbstractChoice(nn.Module, ABC):
         soft = self.probability()
         return straight_through(self.hard().to(soft), soft) if self.sampling == "hard" else soft
 
+    def view(self, *, hard: bool) -> Tensor:
+        """The choice as numbers, float64: the hard one, or what a cost sees.
+
+        Args:
+            hard: which of the two.
+        """
+        return (self.hard() if hard else self.price_view()).double()
+
     def sample(self) -> Tensor:
         """What a forward pass uses: the hard choice in evaluation, the sampling mode's in training."""
         if not self.training:
@@ -49,6 +72,57 @@ class AbstractChoice(nn.Module, ABC):
         if self.sampling == "hard":
             return self.price_view()
         return self.probability(noise=self.sampling == "gumbel")
+
+
+class AbstractGroupChoice(AbstractChoice):
+    """Whether the units of a channel group stay; in the coupled form, at which widths, too.
+
+    Attributes:
+        widths: of the coupled form, 0 not among them; none where each weight has its own.
+        scales: whether a unit that stays has a factor other than 1, which becomes part of the weights.
+        is_noisy: whether samples have noise.
+    """
+
+    widths: tuple[int, ...] = ()
+    scales: bool = False
+    is_noisy: bool = False
+
+    @abstractmethod
+    def keep(self, *, hard: bool) -> Tensor:
+        """[units], float64, probability of staying, or 0 and 1.
+
+        Args:
+            hard: which of the two.
+        """
+
+    @abstractmethod
+    def log_odds(self) -> Tensor:
+        """[units], of staying; +inf for a unit that must stay."""
+
+    @abstractmethod
+    def forward(self) -> Sample:
+        """For one pass."""
+
+    def preference(self) -> Tensor:
+        """[units, W], how much each width is preferred in the coupled form, as logarithms."""
+        return log_preference(self.probability()[:, 1:])
+
+    def factor(self) -> Tensor:
+        """[units], factor of each unit if it stays."""
+        return torch.ones_like(self.log_odds())
+
+    def order(self, importance: Tensor) -> None:
+        """Start with important units farther from removal, where the choice knows a way to; in place.
+
+        Args:
+            importance: [units], larger is more important.
+        """
+        del importance
+
+
+def log_preference(probability: Tensor) -> Tensor:
+    """Logarithms of probabilities, bounded below."""
+    return probability.detach().double().clamp_min(1e-30).log()
 
 
 def gumbel_noise(like: Tensor) -> Tensor:

@@ -11,20 +11,17 @@ from zerobit.formats import GRID
 from zerobit.graph.ir import ChannelGroup, Graph
 from zerobit.graph.program import Program, assign, fetch, slot_name
 from zerobit.quant.placement import ActivationSite, activation_sites
-from zerobit.quant.slot import ActivationSlot
-from zerobit.search.choice import AbstractChoice
+from zerobit.quant.slot import AbstractActivationSlot
+from zerobit.search.choice import AbstractChoice, AbstractGroupChoice
 from zerobit.search.control import Options
-from zerobit.search.method import AbstractMethod, start_logits
-from zerobit.search.slots import WeightSlot, per_channel
-from zerobit.search.widths.coupled import CoupledChoice
-from zerobit.search.widths.softmax import SoftmaxWidth
+from zerobit.search.method import AbstractMethod
+from zerobit.search.slots import GateSlot, WeightSlot, per_channel
 
 
 class SearchNet(Program):
     """A network with its choices: trains like any module, in evaluation runs the hard choice.
 
-    Built by `attach`. The user's parameters keep their names; ours are under `slots.`, choices end in `gate` or
-    `width`.
+    Built by `attach`. The user's parameters keep their names; ours are under `slots.`.
 
     Attributes:
         graph: of the float network, with its channel groups.
@@ -33,6 +30,8 @@ class SearchNet(Program):
         sites: activation quantizers.
         progress: share of the search that is done.
         choosing_groups: names of the groups that have a choice.
+        choosing_sites: names of the choices of activations.
+        gated_parameters: (parameter, name of the slot that gates it); a parameter may have several.
     """
 
     def __init__(self, program: Program, graph: Graph, method: AbstractMethod, options: Options) -> None:
@@ -43,6 +42,8 @@ class SearchNet(Program):
         self.graph, self.method, self.options, self.progress = graph, method, options, 0.0
         self.sites: tuple[ActivationSite, ...] = activation_sites(graph)
         self.choosing_groups: set[str] = set()
+        self.choosing_sites: set[str] = set()
+        self.gated_parameters: list[tuple[str, str]] = []
 
     def param_groups(
         self, lr: float = 1e-3, choice_lr: float | None = None, weight_decay: float = 0.0
@@ -56,12 +57,12 @@ class SearchNet(Program):
         """
         weights, vectors, ranges, choices = [], [], [], []
         theirs = {id(tensor) for tensor in self.tensors().values()}
-        for name, parameter in self.named_parameters():
-            kind = name.rsplit(".", 1)[-1]
+        chosen = {id(p) for m in self.modules() if isinstance(m, AbstractChoice) for p in m.parameters(recurse=False)}
+        for parameter in self.parameters():
             if id(parameter) in theirs:
                 (weights if parameter.dim() > 1 else vectors).append(parameter)
             else:
-                (choices if kind in ("gate", "width") else ranges).append(parameter)
+                (choices if id(parameter) in chosen else ranges).append(parameter)
         choice_lr = 10 * lr if choice_lr is None else choice_lr
         groups = [
             {"name": "weights", "params": weights, "lr": lr, "weight_decay": weight_decay},
@@ -81,28 +82,35 @@ class SearchNet(Program):
             bits: one of the method's widths.
         """
         for weight in self.graph.searched_weights:
-            width = self.weight_slot(weight).width
-            if width is not None:
-                width.width.copy_(start_logits(width.widths, bits).expand_as(width.width))
+            self.weight_slot(weight).quantizer.start_at(bits)
 
-    def advance(self, progress: float) -> None:
-        """Move the schedule: temperature of all choices at a share of the search, 0..1."""
+    def advance(self, progress: float) -> tuple[nn.Parameter, ...]:
+        """Move the schedule: temperature of all choices at a share of the search, 0..1, and what the method does.
+
+        Returns:
+            Parameters that got new values: what an optimizer remembers of them is void.
+        """
         self.progress = progress
         temperature = self.method.temperature(progress)
         for module in self.modules():
             if isinstance(module, AbstractChoice):
                 module.temperature = temperature
+        return self.method.advance(self, progress)
 
     def penalty(self) -> Tensor:
-        """The method's own loss term; this method has none."""
-        return torch.zeros((), dtype=torch.float64, device=self.device)
+        """The method's own loss term."""
+        return self.method.penalty(self)
 
-    def group_choice(self, group: ChannelGroup) -> AbstractChoice | None:
+    def limit_share(self, ramp: float) -> float:
+        """How far a budget's falling limit has come, 0..1; see `AbstractMethod.limit_share`."""
+        return self.method.limit_share(self.progress, ramp)
+
+    def group_choice(self, group: ChannelGroup) -> AbstractGroupChoice | None:
         """The choice module of a channel group, if it has one."""
         if group.name not in self.choosing_groups:
             return None
         choice = fetch(self, slot_name("groups", group.name))
-        assert isinstance(choice, AbstractChoice)
+        assert isinstance(choice, AbstractGroupChoice)
         return choice
 
     def weight_slot(self, weight: str) -> WeightSlot:
@@ -111,19 +119,20 @@ class SearchNet(Program):
         assert isinstance(slot, WeightSlot)
         return slot
 
-    def activation_slot(self, site: str) -> ActivationSlot:
+    def parameter_gates(self) -> list[tuple[str, GateSlot]]:
+        """Gates on parameters other than searched weights, by the parameter's name."""
+        found: list[tuple[str, GateSlot]] = []
+        for parameter, name in self.gated_parameters:
+            slot = fetch(self, name)
+            assert isinstance(slot, GateSlot)
+            found.append((parameter, slot))
+        return found
+
+    def activation_slot(self, site: str) -> AbstractActivationSlot:
         """The quantizer of an activation site."""
         slot = fetch(self, slot_name("activations", site))
-        assert isinstance(slot, ActivationSlot)
+        assert isinstance(slot, AbstractActivationSlot)
         return slot
-
-    def activation_choice(self, site: str) -> SoftmaxWidth | None:
-        """The width choice of an activation site, if it has several widths."""
-        if len(self.method.activation_bits) == 1:
-            return None
-        choice = fetch(self, slot_name("activation_choices", site))
-        assert isinstance(choice, SoftmaxWidth)
-        return choice
 
     def bits(self, *, hard: bool = False) -> NetBits:
         """The choices as distributions; differentiable and without noise, or the hard choice."""
@@ -133,40 +142,43 @@ class SearchNet(Program):
             weights[weight] = self._weight_dist(weight, keep, hard=hard)
         activations = {}
         for site in self.sites:
-            choice = self.activation_choice(site.name)
-            widths = self.method.activation_bits
+            slot = self.activation_slot(site.name)
             ones = torch.ones(1, device=self.device)
-            p = ones[:, None] if choice is None else _view(choice, hard=hard)
-            activations.update(dict.fromkeys(site.tensors, BitDist.from_gate_and_width(ones, p, widths)))
+            dist = BitDist.from_gate_and_width(ones, self._activation_shares(site.name, hard=hard), slot.widths)
+            activations.update(dict.fromkeys(site.tensors, dist))
         return NetBits(keep, weights, activations)
+
+    def _activation_shares(self, site: str, *, hard: bool) -> Tensor:
+        """[1, A], of the widths of an activation: of its own choice, of its slot's, or of the only one."""
+        name = slot_name("activation_choices", site)
+        if name in self.choosing_sites:
+            choice = fetch(self, name)
+            assert isinstance(choice, AbstractChoice)
+            return choice.view(hard=hard)
+        own = self.activation_slot(site).distribution(hard=hard)
+        return torch.ones(1, 1, device=self.device) if own is None else own
 
     def _keep(self, group: ChannelGroup, *, hard: bool) -> Tensor:
         choice = self.group_choice(group)
         if choice is None:
             return torch.ones(group.units, dtype=torch.float64, device=self.device)
-        view = _view(choice, hard=hard).double()
-        return 1 - view[:, 0] if isinstance(choice, CoupledChoice) else view
+        return choice.keep(hard=hard)
 
     def _weight_dist(self, weight: str, keep: Mapping[str, Tensor], *, hard: bool) -> BitDist:
         slot = self.weight_slot(weight)
-        channels = len(slot.index)
+        channels, widths = len(slot.index), slot.quantizer.widths
         if slot.coupled:
             theta = per_channel([self._theta(name, hard=hard) for name in slot.groups], slot.index)
             p = theta.new_zeros(channels, len(GRID))
-            columns = torch.tensor([0, *(GRID.index(w) for w in slot.grid.widths)], device=theta.device)
+            columns = torch.tensor([0, *(GRID.index(w) for w in widths)], device=theta.device)
             return BitDist(p.index_copy(1, columns, theta))
         gate = torch.ones(channels, dtype=torch.float64, device=self.device)
         if slot.groups:
             gate = per_channel([keep[name] for name in slot.groups], slot.index)
-        width = slot.width
-        p = torch.ones(channels, 1, device=self.device) if width is None else _view(width, hard=hard)
-        return BitDist.from_gate_and_width(gate, p, slot.grid.widths)
+        return BitDist.from_gate_and_width(gate, slot.quantizer.distribution(hard=hard), widths)
 
     def _theta(self, group: str, *, hard: bool) -> Tensor:
         choice = fetch(self, slot_name("groups", group))
-        assert isinstance(choice, CoupledChoice)
-        return _view(choice, hard=hard).double()
-
-
-def _view(choice: AbstractChoice, *, hard: bool) -> Tensor:
-    return choice.hard().double() if hard else choice.price_view()
+        assert isinstance(choice, AbstractGroupChoice)
+        assert choice.widths
+        return choice.view(hard=hard)

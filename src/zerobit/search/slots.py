@@ -1,4 +1,4 @@
-"""Slots of a search: a weight at its mixture of widths, and the gates of channel groups."""
+"""Slots of a search: a weight at its mixture of widths, the gates of channel groups, and their noise."""
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from zerobit.graph.ir import Graph, Rows
 from zerobit.graph.rows import from_rows, to_rows
-from zerobit.quant.slot import AbstractWeightGrid
-from zerobit.search.widths.softmax import SoftmaxWidth
+from zerobit.search.choice import Sample
+from zerobit.search.widths.base import AbstractWeightQuantizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +55,6 @@ def per_channel(samples: Sequence[Tensor], index: Tensor) -> Tensor:
     return torch.cat([*samples, torch.ones_like(samples[0][:1])]).index_select(0, index)
 
 
-def _gate(sample: Tensor) -> Tensor:
-    return sample if sample.dim() == 1 else sample.sum(1)
-
-
 class WeightSlot(nn.Module):
     """Quantises a weight at its mixture of widths and applies the gates of its groups.
 
@@ -66,8 +62,7 @@ class WeightSlot(nn.Module):
     over an activation.
 
     Args:
-        grid: levels and steps.
-        width: the weight's own choice, or None.
+        quantizer: at widths that are being chosen.
         along: choices of the groups along its output channels.
         layout: how its output channels lie.
         coupled: whether the groups' choices hold the widths.
@@ -75,37 +70,28 @@ class WeightSlot(nn.Module):
 
     index: Tensor
 
-    def __init__(
-        self,
-        grid: AbstractWeightGrid,
-        width: SoftmaxWidth | None,
-        along: Along,
-        layout: Rows,
-        *,
-        coupled: bool,
-    ) -> None:
+    def __init__(self, quantizer: AbstractWeightQuantizer, along: Along, layout: Rows, *, coupled: bool) -> None:
         super().__init__()
-        self.grid, self.width, self.coupled = grid, width, coupled
+        self.quantizer, self.coupled = quantizer, coupled
         self.groups, self.layout = along.groups, layout
         self.register_buffer("index", along.index, persistent=False)
         self.bypassed = False
 
-    def forward(self, w: Tensor, *samples: Tensor) -> Tensor:
+    def forward(self, w: Tensor, *samples: Sample) -> Tensor:
         """Effective weight.
 
         Args:
             w: in the layout of its layer.
-            samples: of the groups' choices: [units] gates, or [units, P] shares in the coupled form.
+            samples: of the groups' choices.
         """
         if self.bypassed:
             return w
-        flat = to_rows(w, self.layout)
-        choice = self.width() if self.width is not None else flat.new_ones(len(flat), len(self.grid.widths))
+        flat, factor, shares = to_rows(w, self.layout), None, None
         if self.coupled:
-            choice = per_channel(samples, self.index)
+            shares = per_channel([s.shares for s in samples if s.shares is not None], self.index)
         elif samples:
-            choice = choice * per_channel([_gate(s) for s in samples], self.index)[:, None]
-        return from_rows(self.grid.mix(flat, choice.to(flat)), w, self.layout)
+            factor = per_channel([s.factor for s in samples], self.index)
+        return from_rows(self.quantizer(flat, factor, shares), w, self.layout)
 
 
 class GateSlot(nn.Module):
@@ -114,18 +100,57 @@ class GateSlot(nn.Module):
     Args:
         along: choices of the groups along a dimension.
         dim: that dimension.
+        masks: whether only removal counts, not a factor of what stays: that of an activation could not become part of
+            the cut network.
     """
 
     index: Tensor
 
-    def __init__(self, along: Along, dim: int = 0) -> None:
+    def __init__(self, along: Along, dim: int = 0, *, masks: bool = False) -> None:
+        super().__init__()
+        self.groups = along.groups
+        self.register_buffer("index", along.index, persistent=False)
+        self.dim, self.masks, self.bypassed = dim, masks, False
+
+    def forward(self, value: Tensor, *samples: Sample) -> Tensor:
+        """The value times the gate."""
+        if self.bypassed:
+            return value
+        factor = [(s.factor != 0).to(s.factor) if self.masks else s.factor for s in samples]
+        return self.scaled(value, factor)
+
+    def scaled(self, value: Tensor, factors: Sequence[Tensor]) -> Tensor:
+        """The value times factors of the groups' units, [units] each."""
+        gate = per_channel(factors, self.index).to(value)
+        return value * _along(gate, self.dim, value.dim())
+
+
+class NoiseSlot(nn.Module):
+    """Multiplies an activation by 1 + noise in training, drawn for each sample and unit; nothing in evaluation.
+
+    Args:
+        along: choices of the groups along a dimension.
+        dim: that dimension; not 0, which is the batch.
+    """
+
+    index: Tensor
+
+    def __init__(self, along: Along, dim: int) -> None:
         super().__init__()
         self.register_buffer("index", along.index, persistent=False)
         self.dim, self.bypassed = dim, False
 
-    def forward(self, value: Tensor, *samples: Tensor) -> Tensor:
-        """The value times the gate; in the coupled form the gate is the sum of shares."""
-        if self.bypassed:
+    def forward(self, value: Tensor, *samples: Sample) -> Tensor:
+        """The value with noise."""
+        if self.bypassed or not self.training:
             return value
-        gate = per_channel([_gate(s) for s in samples], self.index).to(value)
-        return value * gate.reshape([-1 if d == self.dim else 1 for d in range(value.dim())])
+        none = [torch.zeros_like(s.factor) if s.noise is None else s.noise for s in samples]
+        # units of no group come last, and have no noise
+        deviation = torch.cat([*none, none[0].new_zeros(1)]).index_select(0, self.index)
+        drawn = torch.randn(len(value), len(deviation), device=value.device)
+        noisy = (1 + drawn * deviation).to(value)
+        return value * noisy.reshape([n if d in (0, self.dim) else 1 for d, n in enumerate(value.shape)])
+
+
+def _along(vector: Tensor, dim: int, dims: int) -> Tensor:
+    return vector.reshape([-1 if d == dim else 1 for d in range(dims)])

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from zerobit.bits import NetBits
 from zerobit.cost.amounts import written
 from zerobit.cost.price import AbstractPrice
 from zerobit.cost.usage import usage
@@ -136,24 +137,39 @@ def search(
             use = usage(net.graph, net.bits(hard=True))
             return ", ".join(f"{c.name} {written(float(c(use)), c.unit)}" for c in price.costs)
 
+    optimizer = torch.optim.Adam(net.param_groups(recipe.lr, choice_lr, recipe.weight_decay))
+
+    def advance(progress: float) -> None:
+        for parameter in net.advance(progress):
+            optimizer.state.pop(parameter, None)  # moments of values that are no longer there
+
     phase = Phase(
         name="search",
         epochs=recipe.choosing_epochs,
         net=net,
-        optimizer=torch.optim.Adam(net.param_groups(recipe.lr, choice_lr, recipe.weight_decay)),
+        optimizer=optimizer,
         loss=lambda batch: objective(net, teacher, batch, fabric.device) + price(net),
         validate=lambda: evaluate(net, data.val, objective),
         schedule=lambda group, progress: cosine(progress if group == "choices" else progress * recipe.search_share),
-        before_step=net.advance,
+        before_step=advance,
         after_step=lambda: price.update(net),
         note=note,
         extra={"price": price},
     )
     settings = {"recipe": recipe, "method": net.method, "options": net.options.describe(), "price": price.describe()}
     settings |= _shared(objective, hardware)
-    return run_phase(
+    history = run_phase(
         phase, data.train, hardware, fabric=fabric, checkpoint=checkpoint, settings=settings, console=console
     )
+    net.method.commit(net, lambda bits: _excess(net, price, bits))
+    return history
+
+
+@torch.no_grad()
+def _excess(net: SearchNet, price: AbstractPrice, bits: NetBits) -> float:
+    """Cost over limit of the limit that binds most; 0 without limits."""
+    use = usage(net.graph, bits)
+    return max((float(limit.cost(use)) / limit.amount for limit in price.limits(net.graph)), default=0.0)
 
 
 def finetune(

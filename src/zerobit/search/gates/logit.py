@@ -3,13 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from zerobit.search.choice import AbstractChoice, Sampling, UnitRule, gumbel_noise
+from zerobit.search.choice import AbstractGroupChoice, Sample, Sampling, UnitRule, gumbel_noise
 
+#: Gates start clearly open, close enough to the threshold to be closed within a search.
+GATE_START = 0.85
 #: Half the distance between the first and the last gate at the start, in units of their mean.
 _SPREAD = 0.6
 
 
-class LogitGate(AbstractChoice):
+class LogitGate(AbstractGroupChoice):
     """Separate gate of a channel group.
 
     Args:
@@ -51,9 +53,17 @@ class LogitGate(AbstractChoice):
         """[units], bool: probability above 1/2, as many as the rule allows."""
         return self.rule.apply(self.gate.detach() > 0, self.gate.detach())
 
-    def forward(self) -> Tensor:
-        """[units], the factor on each unit."""
-        return self.sample() * (self.scale if self.training else 1.0)
+    def keep(self, *, hard: bool) -> Tensor:
+        """[units]."""
+        return self.view(hard=hard)
+
+    def log_odds(self) -> Tensor:
+        """[units], of the probability at this temperature."""
+        return torch.logit(self.probability().detach().double().clamp(1e-9, 1 - 1e-9))
+
+    def forward(self) -> Sample:
+        """Gates as factors."""
+        return Sample(self.sample() * (self.scale if self.training else 1.0))
 
     def extra_repr(self) -> str:
         """Number of units."""

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from zerobit.search.choice import AbstractChoice, Sampling, UnitRule, gumbel_noise
+from zerobit.search.choice import AbstractGroupChoice, Sample, Sampling, UnitRule, gumbel_noise
 
 
-class CoupledChoice(AbstractChoice):
+class CoupledChoice(AbstractGroupChoice):
     """Gate and width of a channel group in one softmax.
 
     Args:
@@ -47,6 +47,16 @@ class CoupledChoice(AbstractChoice):
         best = torch.where(kept, theta[:, 1:].argmax(1) + 1, 0)
         return nn.functional.one_hot(best, theta.shape[1])
 
-    def forward(self) -> Tensor:
-        """[units, W], the share of each precision; rows of removed units are zero."""
-        return self.sample()[:, 1:] * (self.scale if self.training else 1.0)
+    def keep(self, *, hard: bool) -> Tensor:
+        """[units]."""
+        return 1 - self.view(hard=hard)[:, 0]
+
+    def log_odds(self) -> Tensor:
+        """[units], of not being removed."""
+        stay = 1 - self.probability().detach().double()[:, 0]
+        return torch.logit(stay.clamp(1e-9, 1 - 1e-9)) if self.removable else torch.full_like(stay, torch.inf)
+
+    def forward(self) -> Sample:
+        """Shares of the precisions; those of removed units are zero."""
+        shares = self.sample()[:, 1:] * (self.scale if self.training else 1.0)
+        return Sample(shares.sum(1), shares)

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from zerobit.search.choice import AbstractChoice, Sampling, gumbel_noise
+from zerobit.search.choice import Sampling, gumbel_noise
+from zerobit.search.widths.base import AbstractWidthChoice
 
 
-class SoftmaxWidth(AbstractChoice):
+class SoftmaxWidth(AbstractWidthChoice):
     """Width logits of one tensor.
 
     Args:
@@ -28,8 +29,7 @@ class SoftmaxWidth(AbstractChoice):
         *,
         per_layer: bool = False,
     ) -> None:
-        super().__init__(sampling)
-        self.widths, self.channels = tuple(widths), channels
+        super().__init__(channels, widths, sampling, per_layer=per_layer)
         self.width = nn.Parameter(start.detach().clone().repeat(1 if per_layer else channels, 1))
 
     def probability(self, *, noise: bool = False) -> Tensor:
@@ -42,6 +42,12 @@ class SoftmaxWidth(AbstractChoice):
         best = self.width.detach().argmax(1)
         return nn.functional.one_hot(best, len(self.widths)).expand(self.channels, -1)
 
-    def forward(self) -> Tensor:
-        """[channels, W], the share of each precision."""
-        return self.sample()
+    @torch.no_grad()
+    def start_at(self, bits: int) -> None:
+        """Prefer one width, and the others the less the farther they are from it; in place."""
+        self.width.copy_(start_logits(self.widths, bits).expand_as(self.width))
+
+
+def start_logits(widths: Sequence[int], first: int) -> Tensor:
+    """Start logits: the published b / max(b), folded around the width to start from."""
+    return 1 - (torch.tensor(widths) - first).abs() / max(widths)

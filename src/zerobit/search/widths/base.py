@@ -1,0 +1,151 @@
+"""What widths are in a search: how a weight is quantised while its widths are chosen, and what it becomes then.
+
+Shape legend: a weight is [C, K], output channels by the rest; W widths on offer.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from zerobit.quant.fake import quantize
+from zerobit.quant.slot import AbstractWeightGrid
+from zerobit.search.choice import AbstractChoice, Sampling, log_preference
+
+
+class AbstractWidthChoice(AbstractChoice):
+    """One of several widths, for each channel or for all channels of a layer.
+
+    Args:
+        channels: rows of the result.
+        widths: the W widths offered.
+        sampling: see `AbstractChoice`.
+        per_layer: whether all channels share a row.
+    """
+
+    def __init__(self, channels: int, widths: Sequence[int], sampling: Sampling, *, per_layer: bool) -> None:
+        super().__init__(sampling)
+        self.channels, self.widths, self.per_layer = channels, tuple(widths), per_layer
+
+    def preference(self) -> Tensor:
+        """[channels, W], how much each width is preferred, as logarithms."""
+        return log_preference(self.probability())
+
+    @abstractmethod
+    def start_at(self, bits: int) -> None:
+        """Start from a width, or the nearest on offer; in place."""
+
+    def forward(self) -> Tensor:
+        """[channels, W], the share of each precision."""
+        return self.sample()
+
+
+class AbstractWeightQuantizer(nn.Module, ABC):
+    """Quantises a weight at the widths that are being chosen for it.
+
+    Args:
+        channels: C.
+        widths: the W widths it may end at.
+        full_range: whether the lowest level of two's complement is used.
+        per_layer: whether all channels have one width.
+    """
+
+    def __init__(self, channels: int, widths: Sequence[int], *, full_range: bool, per_layer: bool) -> None:
+        super().__init__()
+        self.channels, self.widths = channels, tuple(widths)
+        self.full_range, self.per_layer = full_range, per_layer
+
+    @abstractmethod
+    def forward(self, w_CK: Tensor, factor: Tensor | None = None, shares: Tensor | None = None) -> Tensor:
+        """[C, K], effective weight: as it is trained, or in evaluation at the hard choice.
+
+        Args:
+            w_CK: the user's weight.
+            factor: [C], on each channel; ones if None.
+            shares: [C, W], of each precision where a group's choice holds the widths; only then.
+        """
+
+    @abstractmethod
+    def distribution(self, *, hard: bool) -> Tensor:
+        """[C, W], float64, probabilities of the widths given that a channel stays; one-hot if `hard`."""
+
+    @abstractmethod
+    def preference(self) -> Tensor:
+        """[C, W], float64, how much each width is preferred, as logarithms; the largest is the hard choice."""
+
+    @abstractmethod
+    def steps(self, w_CK: Tensor) -> Tensor:
+        """[C, W], quantisation step at each width."""
+
+    @abstractmethod
+    def start_at(self, bits: int) -> None:
+        """Start from a width, or the nearest on offer; in place."""
+
+    def values(self, w_CK: Tensor) -> Tensor:
+        """[C, K], what is rounded to the levels: the weight, unless the method puts a function in between."""
+        return w_CK
+
+    @torch.no_grad()
+    def quantized(self, w_CK: Tensor, bits: Tensor) -> Tensor:
+        """[C, K], the weight at given widths.
+
+        Args:
+            w_CK: the user's weight.
+            bits: int64 [C], each on offer.
+        """
+        step = self.step_at(w_CK, bits)[:, None]
+        high = (torch.pow(2, bits - 1) - 1).to(step)[:, None]
+        low = -high - 1 if self.full_range else -high
+        return step * quantize(self.values(w_CK), step, low, high)
+
+    def step_at(self, w_CK: Tensor, bits: Tensor) -> Tensor:
+        """[C], steps at given widths, int64 [C]."""
+        columns = torch.searchsorted(torch.tensor(self.widths, device=bits.device), bits)
+        steps = self.steps(w_CK)
+        return steps.gather(1, columns[:, None].to(steps.device)).squeeze(1)
+
+
+class GridQuantizer(AbstractWeightQuantizer):
+    """A copy of the weight at each width on a grid of its own, mixed by a choice.
+
+    Args:
+        grid: levels and steps.
+        channels: C.
+        choice: of the widths; None if there is one only, or a group's choice holds them.
+    """
+
+    def __init__(self, grid: AbstractWeightGrid, channels: int, choice: AbstractWidthChoice | None) -> None:
+        per_layer = choice is not None and choice.per_layer
+        super().__init__(channels, grid.widths, full_range=grid.full_range, per_layer=per_layer)
+        self.grid, self.choice = grid, choice
+
+    def forward(self, w_CK: Tensor, factor: Tensor | None = None, shares: Tensor | None = None) -> Tensor:
+        """Sum of the copies."""
+        if shares is None:
+            shares = self._shares(w_CK, factor)
+        return self.grid.mix(w_CK, shares.to(w_CK))
+
+    def _shares(self, w_CK: Tensor, factor: Tensor | None) -> Tensor:
+        shares = w_CK.new_ones(self.channels, len(self.widths)) if self.choice is None else self.choice()
+        return shares if factor is None else shares * factor[:, None]
+
+    def distribution(self, *, hard: bool) -> Tensor:
+        """Of the choice."""
+        if self.choice is None:
+            device = next(self.grid.buffers()).device
+            return torch.ones(self.channels, 1, dtype=torch.float64, device=device)
+        return self.choice.view(hard=hard)
+
+    def preference(self) -> Tensor:
+        """Of the choice."""
+        return torch.zeros(self.channels, 1, dtype=torch.float64) if self.choice is None else self.choice.preference()
+
+    def steps(self, w_CK: Tensor) -> Tensor:
+        """Of the grid."""
+        return self.grid.steps(w_CK)
+
+    def start_at(self, bits: int) -> None:
+        """Of the choice."""
+        if self.choice is not None:
+            self.choice.start_at(bits)
