@@ -17,9 +17,10 @@ from zerobit.cut.decide import decide
 from zerobit.errors import ExportError, FormatError, ZerobitError
 from zerobit.export import tflite as export_tflite
 from zerobit.export import tflite_model
+from zerobit.export.packing import pack_bits
 from zerobit.export.tflite_file import build_tflite, write_tflite
 from zerobit.export.tflite_logits import integer_logits, with_logit_scales
-from zerobit.export.tflite_model import pack_nibbles, runtime, schema
+from zerobit.export.tflite_model import runtime, schema
 from zerobit.export.tflite_run import logit_scales, read_metadata, run_tflite
 from zerobit.integer.ir import (
     Add,
@@ -127,7 +128,7 @@ def test_four_bits_are_packed(tmp_path):
 
 
 def test_nibbles_lie_low_first():
-    assert pack_nibbles(np.array([1, -1, -8], np.int8)) == bytes([0xF1, 0x08])
+    assert pack_bits(np.array([1, -1, -8], np.int8), 4) == bytes([0xF1, 0x08])
 
 
 _DYADIC = [(0.5, 0.5, 1.0), (0.25, 1.0, 0.5), (0.1, 0.1, 0.2)]

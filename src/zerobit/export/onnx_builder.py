@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from zerobit.export.packing import pack_bits
 from zerobit.export.pixels import PIXEL_STEP
 from zerobit.integer.ir import IntegerGraph, IntegerTensor, Weights, clip_range, storage_bits
 from zerobit.integer.ops import Operation
@@ -152,12 +153,3 @@ class Builder:
         tensor.raw_data = pack_bits(values, bits)
         self.initializers.append(tensor)
         return tensor.name
-
-
-def pack_bits(values: NDArray[np.int8], bits: int) -> bytes:
-    """Two's complement fields of 2, 4 or 8 bits, low bits of a byte first; zeros fill the last byte."""
-    per_byte = 8 // bits
-    flat = values.reshape(-1).view(np.uint8) & np.uint8((1 << bits) - 1)
-    fields = np.pad(flat, (0, -len(flat) % per_byte)).reshape(-1, per_byte)
-    shifts = (np.arange(per_byte) * bits).astype(np.uint8)
-    return np.bitwise_or.reduce(fields << shifts, axis=1).astype(np.uint8).tobytes()

@@ -12,9 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from zerobit.export.packing import pack_bits
 from zerobit.export.tflite_clamp import clamped
 from zerobit.export.tflite_layout import Network, refused
-from zerobit.export.tflite_model import pack_nibbles, schema
+from zerobit.export.tflite_model import schema
 from zerobit.export.tflite_moves import concatenated
 from zerobit.integer.ir import AvgPool, Conv, IntegerTensor, Linear, MaxPool, Weights
 from zerobit.integer.twins.gemmlowp import layer_multiplier, window_inputs, window_multiplier, window_scale
@@ -244,12 +245,12 @@ def _weights(
     network: Network, name: str, values: NDArray[np.int8], axis: int, weights: Weights, source: IntegerTensor
 ) -> tuple[list[int], int]:
     """Weights and bias of a layer, and the bits of its weights."""
-    int4 = _is_int4(network, weights)
-    data = pack_nibbles(values) if int4 else np.ascontiguousarray(values).tobytes()
-    kind = "INT4" if int4 else "INT8"
-    stored = network.model.tensor(f"{name}/weights", values.shape, kind, scale=weights.scale, axis=axis, data=data)
+    bits = 4 if _is_int4(network, weights) else 8
+    stored = network.model.tensor(
+        f"{name}/weights", values.shape, f"INT{bits}", scale=weights.scale, axis=axis, data=pack_bits(values, bits)
+    )
     scale = source.step * weights.scale
     bias = network.model.tensor(
         f"{name}/bias", weights.bias.shape, "INT32", scale=scale, data=weights.bias.astype(np.int32).tobytes()
     )
-    return [stored, bias], 4 if int4 else 8
+    return [stored, bias], bits

@@ -197,10 +197,3 @@ def _buffer_entry(data: bytes) -> Any:
     if data:
         entry.data = np.frombuffer(data, np.uint8)
     return entry
-
-
-def pack_nibbles(values: NDArray[np.int8]) -> bytes:
-    """Two's complement fields of 4 bits, the low half of a byte first; a zero fills the last byte."""
-    flat = values.reshape(-1).view(np.uint8) & 0x0F
-    pairs = np.pad(flat, (0, -len(flat) % 2)).reshape(-1, 2)
-    return (pairs[:, 0] | pairs[:, 1] << 4).astype(np.uint8).tobytes()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from zerobit.errors import ExportError
 from zerobit.export.c99.layout import Layout, Loop
 from zerobit.export.c99.steps import MAX_DIMS, Constants, Field, Step
+from zerobit.export.packing import pack_bits
 from zerobit.integer.ir import (
     Add,
     AvgPool,
@@ -176,12 +177,8 @@ def pack_row(values: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
         values: [K].
         bits: 2, 4 or 8.
     """
-    if bits == 8:
-        return values.view(np.uint8)
-    per_byte = 8 // bits
-    codes = (values.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8)
-    fields = np.pad(codes, (0, -len(codes) % per_byte)).reshape(-1, per_byte)
-    return np.bitwise_or.reduce(fields << (np.arange(per_byte) * bits).astype(np.uint8), axis=1).astype(np.uint8)
+    up = 0 if bits == 8 else 1 << (bits - 1)
+    return np.frombuffer(pack_bits(values + np.int8(up), bits), np.uint8)
 
 
 def _ratio(ratio: FixedPoint) -> Fields:
