@@ -30,7 +30,7 @@ from zerobit.export.runtimes.c_library import EmulatedC
 from zerobit.integer.ir import Add, Conv, Feed, IntegerGraph, IntegerTensor, Island, Linear, Quantize, Reshape, Weights
 from zerobit.integer.lower import lower
 from zerobit.integer.twins.fixed31 import run_fixed31
-from zerobit.integer.walk import normalise, quantize, saturate
+from zerobit.integer.walk import quantized_input
 
 SEEDS = range(4)
 
@@ -331,7 +331,7 @@ def test_the_header_quantises_as_the_twin_does(tmp_path):
     x = np.concatenate([x, halves, [[0, np.inf, -np.inf]]]).astype(np.float32)
     done = subprocess.run(_built(tmp_path, library, _QUANTIZE), input=x.tobytes(), capture_output=True, check=True)
     found = np.frombuffer(done.stdout, np.int8).reshape(-1, 3)
-    wanted = saturate(quantize(normalise(x[:, :, None, None], op), target), op, target)[:, :, 0, 0]
+    wanted = quantized_input(x[:, :, None, None], op, target)[:, :, 0, 0]
     np.testing.assert_array_equal(found, wanted)
 
 

@@ -15,7 +15,7 @@ from zerobit.errors import ExportError
 from zerobit.export.tflite_layout import Layout, file_shape
 from zerobit.export.tflite_model import FILE_IDENTIFIER, PLACES, runtime, schema, zero_point
 from zerobit.integer.ir import IntegerGraph, IntegerTensor, Quantize
-from zerobit.integer.walk import Feeds, batches, normalise, quantize, saturate
+from zerobit.integer.walk import Feeds, batches, quantized_input
 
 Array = NDArray[np.generic]
 
@@ -53,7 +53,7 @@ def run_tflite(
     for feeds in batches(graph, x, 1):
         for number, op in enumerate(entries):
             tensor = graph.by_name[op.output]
-            integers = saturate(quantize(normalise(feeds[op.input], op), tensor), op, tensor)
+            integers = quantized_input(feeds[op.input], op, tensor)
             interpreter.set_input(_to_file(integers, tensor, places[op.output][1]), number)
         interpreter.invoke()
         for number, name in enumerate(names):

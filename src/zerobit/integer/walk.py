@@ -154,7 +154,7 @@ def compute(
     x = [values[name] for name in reads(op)]
     match op:
         case Quantize():
-            return saturate(quantize(normalise(feeds[op.input], op), target), op, target)
+            return quantized_input(feeds[op.input], op, target)
         case Feed():
             return normalise(feeds[op.input], op)
         case QuantizeFloat():
@@ -189,6 +189,11 @@ def normalise(x: Array, op: Quantize | Feed) -> Array:
     if op.mean is not None:
         x = np.asarray(x, np.float32) - op.mean.reshape(shape)
     return x if op.std is None else np.asarray(x, np.float32) / op.std.reshape(shape)
+
+
+def quantized_input(x: Array, op: Quantize, target: IntegerTensor) -> Array:
+    """Input [N, *shape] as the integers that `op` makes of it, in the target's numpy type."""
+    return saturate(quantize(normalise(x, op), target), op, target)
 
 
 def quantize(x: Array, target: IntegerTensor) -> Array:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from zerobit.export.c99.library import Library
 from zerobit.export.c99.source import array
 from zerobit.integer.twins.fixed31 import run_fixed31
-from zerobit.integer.walk import Feeds, batches, normalise, quantize, saturate
+from zerobit.integer.walk import Feeds, batches, quantized_input
 
 Array = NDArray[np.generic]
 
@@ -31,7 +31,7 @@ def quantised(library: Library, x: Feeds) -> dict[str, Array]:
     result: dict[str, Array] = {}
     for port in library.inputs:
         op = library.quantizer(port)
-        values = saturate(quantize(normalise(feeds[op.input], op), port.tensor), op, port.tensor)
+        values = quantized_input(feeds[op.input], op, port.tensor)
         result[port.tensor.name] = port.layout.as_stored(values)
     return result
 
