@@ -21,11 +21,9 @@ from zerobit.cost.usage import uniform, usage
 from zerobit.cut.apply import QuantNet, apply
 from zerobit.cut.decide import check_limits, decide
 from zerobit.cut.store import save
-from zerobit.errors import BudgetError, FormatError, TrainingError
-from zerobit.export import c as export_c
-from zerobit.export import onnx as export_onnx
-from zerobit.export import tflite as export_tflite
+from zerobit.errors import BudgetError, TrainingError
 from zerobit.export.verify import Comparison, verify_onnx
+from zerobit.export.writers import writer
 from zerobit.graph.ir import Graph
 from zerobit.integer.lower import lower, settle
 from zerobit.plan import Plan
@@ -43,12 +41,6 @@ from zerobit.train.phases import Data, Recipe, finetune, search
 _CALIBRATION_BATCHES = 4
 #: Samples kept for `Result.verify`.
 _VERIFY_SAMPLES = 256
-#: Format -> what writes it, and how many samples it wants: C runs some, and logits of TFLite are scaled by them.
-_WRITERS: dict[str, tuple[Callable[..., Path], int]] = {
-    "onnx": (export_onnx, 0),
-    "c": (export_c, 2),
-    "tflite": (export_tflite, _VERIFY_SAMPLES),
-}
 
 
 @dataclass(frozen=True)
@@ -107,13 +99,11 @@ class Result:
             FormatError: a format that does not exist.
             ExportError: the format can't hold the network; names the op.
         """
-        if format not in _WRITERS:
-            msg = f"`format` is {format!r}; allowed are {tuple(_WRITERS)}; choose one of these"
-            raise FormatError(msg)
-        writer, samples = _WRITERS[format]
-        if samples:
-            options.setdefault("samples", {name: self._raw(x[:samples]).numpy() for name, x in self.samples.items()})
-        return writer(self.net, path, **self._normalised(), **options)
+        form = writer(format)
+        if form.samples:
+            some = {name: self._raw(x[: form.samples]).numpy() for name, x in self.samples.items()}
+            options.setdefault("samples", some)
+        return form.write(self.net, path, **self._normalised(), **options)
 
     def verify(self, path: str | Path | None = None) -> list[Comparison]:
         """Compare an exported file with the integer reference, value by value.

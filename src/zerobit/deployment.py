@@ -13,7 +13,7 @@ from rich.table import Table
 
 from zerobit.coverage import OpRow
 from zerobit.cut.apply import QuantNet
-from zerobit.errors import ExportError, FormatError
+from zerobit.errors import ExportError
 from zerobit.export import c as export_c
 from zerobit.export import onnx as export_onnx
 from zerobit.export import tflite as export_tflite
@@ -21,10 +21,11 @@ from zerobit.export.c99.library import Library
 from zerobit.export.c99.toolchain import TARGETS, missing_tools, run_image, too_large
 from zerobit.export.comparison import LayerComparison
 from zerobit.export.runtimes.base import AbstractRuntime, Exported
-from zerobit.export.runtimes.c_library import C_FOLDER, EmulatedC, HostC
-from zerobit.export.runtimes.onnx_runtime import ONNX_FILE, OnnxRuntime
-from zerobit.export.runtimes.tflite_micro import TFLITE_FILE, TfliteMicro
+from zerobit.export.runtimes.c_library import EmulatedC, HostC
+from zerobit.export.runtimes.onnx_runtime import OnnxRuntime
+from zerobit.export.runtimes.tflite_micro import TfliteMicro
 from zerobit.export.verify import Comparison, verify_onnx
+from zerobit.export.writers import ONNX_FILE, writer
 from zerobit.integer.agreement import Agreement, agreement
 from zerobit.integer.ir import IntegerGraph
 from zerobit.integer.lower import lower
@@ -36,12 +37,9 @@ from zerobit.zoo.tasks import load_task
 
 Array = NDArray[np.generic]
 
-_FILES = {"onnx": ONNX_FILE, "c": C_FOLDER, "tflite": TFLITE_FILE}
 #: Samples that are compared in every layer, and by the trained network; outputs are compared on all.
 _LAYER_SAMPLES = 1024
 _AGREEMENT_SAMPLES = 256
-#: Samples that are put into a C library, and those that logits of a TFLite file are scaled by.
-_VECTORS, _SCALED = 2, 256
 #: The microcontroller that an exported C library is counted on.
 _COUNTED_ON = "cortex-m4"
 _EVALUATION_BATCH = 500
@@ -92,18 +90,16 @@ def export_run(folder: Path, format_: str, options: FileOptions, out: Path | Non
         FormatError: a format that does not exist.
         ExportError: the format can't hold the network; names the node.
     """
-    if format_ not in _FILES:
-        msg = f"`format` is {format_!r}; allowed are {tuple(_FILES)}; choose one of these"
-        raise FormatError(msg)
+    form = writer(format_)
     run, net = load_run(folder)
-    path = out or folder / _FILES[format_]
+    path = out or folder / form.name
     graph = lower(net, run.mean, run.std)
     match format_:
         case "onnx":
             path = export_onnx(net, path, mean=run.mean, std=run.std, container=options.container)  # type: ignore[arg-type]
             return Written(path, (_size(path),), _float_ops(graph))
         case "tflite":
-            samples = raw_images(load_task(run.task, data).val)[:_SCALED]
+            samples = raw_images(load_task(run.task, data).val)[: form.samples]
             path = export_tflite(net, path, samples, mean=run.mean, std=run.std, weights=options.weights)  # type: ignore[arg-type]
             return Written(path, (_size(path),))
         case _:
@@ -118,10 +114,11 @@ def _size(path: Path) -> str:
 
 def _vectors(run: Run, net: QuantNet, data: Path | None) -> Array:
     """Samples for a C library: of the task where its data is at hand, else random."""
+    count = writer("c").samples
     if data is not None or run.task == "digits":
-        return raw_images(load_task(run.task, data).test)[:_VECTORS]
+        return raw_images(load_task(run.task, data).test)[:count]
     shape = net.graph.shapes[net.graph.inputs[0]][1:]
-    return np.random.default_rng(0).uniform(0, 1, (_VECTORS, *shape)).astype(np.float32)
+    return np.random.default_rng(0).uniform(0, 1, (count, *shape)).astype(np.float32)
 
 
 def _c_facts(library: Library, samples: Array) -> tuple[str, ...]:

@@ -8,10 +8,9 @@ from zerobit.export.c99.library import Library
 from zerobit.export.c99.toolchain import HostProgram, compiler, missing_tools, run_image, too_large
 from zerobit.export.comparison import LayerComparison, compare_tensors, input_sets
 from zerobit.export.runtimes.base import AbstractRuntime, Exported
+from zerobit.export.writers import C_FOLDER
 from zerobit.integer.twins.fixed31 import run_fixed31
 
-#: In the folder of a run.
-C_FOLDER = "c"
 #: Samples that are run: every tensor of each is kept.
 _HOST_SAMPLES = 256
 

@@ -6,9 +6,7 @@ from pathlib import Path
 
 from zerobit.export.comparison import LayerComparison
 from zerobit.export.runtimes.base import AbstractRuntime, Exported
-
-#: In the folder of a run.
-ONNX_FILE = "model.onnx"
+from zerobit.export.writers import ONNX_FILE
 
 
 class OnnxRuntime(AbstractRuntime):

@@ -6,9 +6,8 @@ from pathlib import Path
 from zerobit.errors import ZerobitError
 from zerobit.export.comparison import LayerComparison, compare_tensors, input_sets
 from zerobit.export.runtimes.base import AbstractRuntime, Exported
+from zerobit.export.writers import TFLITE_FILE
 
-#: In the folder of a run.
-TFLITE_FILE = "model.tflite"
 _SAMPLES = 64
 
 
