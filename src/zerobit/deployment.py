@@ -1,9 +1,9 @@
 """Files of a run: written for a device, and run here to prove that they compute the same."""
 
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -263,10 +263,7 @@ def _outputs(exported: Exported, images: Mapping[str, Array]) -> tuple[Sequence[
     from zerobit.export.onnx_file import write_onnx  # onnx is an extra
     from zerobit.export.onnx_run import run_onnx
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = exported.folder / ONNX_FILE
-        if not path.is_file():
-            path = write_onnx(exported.graph, Path(folder) / ONNX_FILE)
+    with exported.file(ONNX_FILE, partial(write_onnx, exported.graph)) as path:
         (logits,) = run_onnx(path, next(iter(images.values())), wide_sums=True)
         return verify_onnx(exported.graph, path, images), logits
 

@@ -1,7 +1,9 @@
 """`AbstractRuntime`: something that runs an exported network."""
 
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +35,23 @@ class Exported:
     def first(self, count: int) -> Mapping[str, NDArray[np.generic]]:
         """Some of the samples, for runtimes that are slow."""
         return {name: x[:count] for name, x in self.samples.items()}
+
+    @contextmanager
+    def file(self, name: str, write: Callable[[Path], object]) -> Generator[Path]:
+        """The file in the folder; where there is none, one that is gone afterwards.
+
+        Args:
+            name: of the file.
+            write: makes it.
+        """
+        path = self.folder / name
+        if path.is_file():
+            yield path
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            write(path)
+            yield path
 
 
 class AbstractRuntime(ABC):

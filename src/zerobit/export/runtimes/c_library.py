@@ -1,5 +1,7 @@
 """The C library: built for this machine, and in microcontrollers under QEMU."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from zerobit.errors import ExportError
@@ -15,6 +17,7 @@ from zerobit.integer.twins.fixed31 import run_fixed31
 _HOST_SAMPLES = 256
 
 
+@lru_cache(maxsize=1)  # every target asks, twice
 def held(exported: Exported) -> tuple[Library | None, str]:
     """A network as C, or why C can't hold it."""
     folder = exported.folder / C_FOLDER

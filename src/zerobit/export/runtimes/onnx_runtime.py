@@ -1,8 +1,7 @@
 """ONNX Runtime on this machine's processor."""
 
-import tempfile
+from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 
 from zerobit.export.comparison import LayerComparison
 from zerobit.export.runtimes.base import AbstractRuntime, Exported
@@ -24,9 +23,5 @@ class OnnxRuntime(AbstractRuntime):
         from zerobit.export.onnx_file import write_onnx
         from zerobit.export.onnx_layers import layer_rows
 
-        path = exported.folder / ONNX_FILE
-        if path.is_file():
-            return layer_rows(exported.graph, path, exported.samples, seed=exported.seed)
-        with tempfile.TemporaryDirectory() as folder:
-            path = write_onnx(exported.graph, Path(folder) / ONNX_FILE)
+        with exported.file(ONNX_FILE, partial(write_onnx, exported.graph)) as path:
             return layer_rows(exported.graph, path, exported.samples, seed=exported.seed)

@@ -1,6 +1,6 @@
 """TFLite Micro's interpreter on this machine."""
 
-import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 from zerobit.errors import ZerobitError
@@ -19,27 +19,31 @@ class TfliteMicro(AbstractRuntime):
     def missing(self, exported: Exported) -> str:
         """It is an extra, and has no kernel for some ops."""
         try:
-            from zerobit.export.tflite_file import build_tflite
-            from zerobit.export.tflite_logits import integer_logits
+            _built(exported)
         except ImportError:
             return "tflite-micro is not installed: pip install 'zerobit[tflite]'"
-        try:
-            build_tflite(integer_logits(exported.graph, exported.first(_SAMPLES)), "int8", {})
         except ZerobitError as error:
             return str(error).partition(";")[0]
         return ""
 
     def rows(self, exported: Exported) -> list[LayerComparison]:
         """Of the file in the folder."""
-        from zerobit.export.tflite_file import write_tflite
-        from zerobit.export.tflite_logits import integer_logits
-
-        path = exported.folder / TFLITE_FILE
-        if path.is_file():
+        with exported.file(TFLITE_FILE, lambda path: path.write_bytes(_built(exported))) as path:
             return _compared(exported, path)
-        with tempfile.TemporaryDirectory() as folder:
-            graph = integer_logits(exported.graph, exported.first(_SAMPLES))
-            return _compared(exported, write_tflite(graph, Path(folder) / TFLITE_FILE))
+
+
+@lru_cache(maxsize=1)  # `missing` and `rows` both ask
+def _built(exported: Exported) -> bytes:
+    """What the file holds.
+
+    Raises:
+        ImportError: tflite-micro is not installed.
+        ZerobitError: it has no kernel for an op.
+    """
+    from zerobit.export.tflite_file import build_tflite
+    from zerobit.export.tflite_logits import integer_logits
+
+    return build_tflite(integer_logits(exported.graph, exported.first(_SAMPLES)), "int8", {})
 
 
 def _compared(exported: Exported, path: Path) -> list[LayerComparison]:
