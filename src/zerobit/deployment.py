@@ -14,9 +14,7 @@ from rich.table import Table
 from zerobit.coverage import OpRow
 from zerobit.cut.apply import QuantNet
 from zerobit.errors import ExportError
-from zerobit.export import c as export_c
-from zerobit.export import onnx as export_onnx
-from zerobit.export import tflite as export_tflite
+from zerobit.export.c99.folder import write_library
 from zerobit.export.c99.library import Library
 from zerobit.export.c99.toolchain import TARGETS, missing_tools, run_image, too_large
 from zerobit.export.comparison import LayerComparison
@@ -93,19 +91,23 @@ def export_run(folder: Path, format_: str, options: FileOptions, out: Path | Non
     form = writer(format_)
     run, net = load_run(folder)
     path = out or folder / form.name
-    graph = lower(net, run.mean, run.std)
+    metadata = {"zerobit.plan": net.plan.hash}
     match format_:
         case "onnx":
-            path = export_onnx(net, path, mean=run.mean, std=run.std, container=options.container)  # type: ignore[arg-type]
+            from zerobit.export.onnx_file import write_onnx  # onnx is an extra
+
+            graph = lower(net, run.mean, run.std)
+            write_onnx(graph, path, options.container, metadata)  # type: ignore[arg-type]
             return Written(path, (_size(path),), _float_ops(graph))
         case "tflite":
             samples = raw_images(load_task(run.task, data).val)[: form.samples]
-            path = export_tflite(net, path, samples, mean=run.mean, std=run.std, weights=options.weights)  # type: ignore[arg-type]
+            form.write(net, path, samples, mean=run.mean, std=run.std, weights=options.weights)
             return Written(path, (_size(path),))
         case _:
             samples = _vectors(run, net, data)
-            path = export_c(net, path, samples, mean=run.mean, std=run.std, name=options.name)
-            return Written(path, _c_facts(Library(graph, options.name, {}), samples))
+            graph = lower(net, run.mean, run.std)
+            library = write_library(graph, path, samples, name=options.name, metadata=metadata)
+            return Written(path, _c_facts(library, samples))
 
 
 def _size(path: Path) -> str:

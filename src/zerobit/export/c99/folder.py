@@ -57,6 +57,22 @@ def write_library(
         OSError: the folder can't be written.
     """
     library = Library(graph.validate(), name, metadata or {})
+    put_library(library, folder, samples)
+    return library
+
+
+def put_library(library: Library, folder: str | os.PathLike[str], samples: Feeds) -> None:
+    """Write a C library; nothing is left behind on failure.
+
+    Args:
+        library: of a valid graph.
+        folder: as of `write_library`.
+        samples: inputs that the example runs and checks.
+
+    Raises:
+        ExportError: as `write_library`.
+        OSError: the folder can't be written.
+    """
     files = library_files(library, samples)
     target = Path(folder)
     if others := _others(target, files):
@@ -77,7 +93,6 @@ def write_library(
             if old.exists():
                 old.rename(target)
             raise
-    return library
 
 
 def _others(target: Path, files: Mapping[str, str]) -> list[str]:

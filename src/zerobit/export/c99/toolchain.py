@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zerobit.errors import ExportError
-from zerobit.export.c99.folder import copy_sources, write_library
+from zerobit.export.c99.folder import copy_sources, put_library
 from zerobit.export.c99.library import Library
 from zerobit.export.c99.model_c import code
 from zerobit.export.c99.model_h import header
@@ -217,7 +217,7 @@ def run_image(library: Library, samples: Mapping[str, Array], target: str) -> Im
         raise ExportError(msg)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "library"
-        write_library(library.graph, folder, samples, name=library.name, metadata=library.metadata)
+        put_library(library, folder, samples)
         text = _run(["make", "-s", target], folder, failing=True)
     return _parse(library, target, text)
 
