@@ -5,9 +5,6 @@ from dataclasses import dataclass
 
 from zerobit.export.c99.steps import Program, Step
 
-#: Name of the buffer for unpacked weights.
-SCRATCH = "scratch"
-
 
 @dataclass(frozen=True)
 class Arena:
@@ -44,10 +41,9 @@ def plan_arena(program: Program) -> Arena:
     """
     blocks, names = _merged(program)
     scratch = {i: _Block(s.scratch, i, i) for i, s in enumerate(program.steps) if s.scratch}
-    everything = [*dict.fromkeys(map(id, blocks.values()))]
-    unique = {id(block): block for block in blocks.values()}
-    _place([*(unique[key] for key in everything), *scratch.values()])
-    placed = [*unique.values(), *scratch.values()]
+    # A block that was overwritten in place stands for several buffers.
+    placed = [*(block for name, block in blocks.items() if names[name] == name), *scratch.values()]
+    _place(placed)
     moments = range(-1, len(program.steps) + 1)
     return Arena(
         {name: blocks[names[name]].offset for name in names},

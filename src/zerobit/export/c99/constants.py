@@ -52,7 +52,7 @@ def check(step: Step) -> None:
     for name, value in _flat(step.fields):
         limit = 2**31 - 1 if name in _WIDE else 2**16 - 1
         numbers = value if isinstance(value, tuple) else (value,)
-        if max(numbers) > limit or (name in ("size", "left_stride") and len(numbers) > MAX_DIMS):
+        if max(numbers) > limit or (name == "size" and len(numbers) > MAX_DIMS):
             msg = (
                 f"`{name}` of the kernel that makes {step.writes!r} is {value}; C kernels take up to {limit}, and "
                 f"{MAX_DIMS} loops; onnx can hold it: choose `format` 'onnx'"

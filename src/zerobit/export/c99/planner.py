@@ -1,5 +1,6 @@
 """From an integer graph to calls of kernels: layouts are chosen here, and copies put where two don't fit."""
 
+import itertools
 from collections.abc import Sequence
 
 from zerobit.errors import ExportError, FormatError
@@ -112,7 +113,7 @@ class _Planner:
     def _tensor(self, name: str) -> IntegerTensor:
         return self._graph.by_name[name]
 
-    def _place(self, tensor: str, layout: Layout) -> str:
+    def _place(self, tensor: str, layout: Layout) -> None:
         """Give a tensor a buffer of its own."""
         assert tensor not in self._places
         if layout.size > 2**31 - 1:
@@ -123,7 +124,6 @@ class _Planner:
         self._places[tensor] = Place(tensor, layout)
         if not self._tensor(tensor).is_float:
             self._buffers[tensor] = layout.size
-        return tensor
 
     def _input_layout(self, tensor: str) -> Layout:
         """As cameras and most libraries have images; as readers want it where there is one spatial dimension."""
@@ -152,7 +152,7 @@ class _Planner:
         shape = source.layout.shape if layout.strides_for(source.layout.shape) is not None else layout.shape
         if source.layout.strides_for(shape) is None:  # regular in different shapes: by way of the plain order
             source = self._copied(tensor, Layout.row_major(shape))
-        names = (name for n in range(len(self._places) + len(self._buffers) + 1) if (name := f"{tensor}.copy{n}"))
+        names = (f"{tensor}.copy{number}" for number in itertools.count())
         name = next(name for name in names if name not in self._buffers and name not in self._graph.by_name)
         self._buffers[name] = layout.size
         one, other = source.layout.strides_for(shape), layout.strides_for(shape)
