@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from results_common import Workplace
 
-from zerobit.bits import BitDist, NetBits
 from zerobit.cost.base import AbstractCost
 from zerobit.cost.parse import make_price, parse_budgets
 from zerobit.cost.price import AbstractPrice
@@ -21,7 +20,7 @@ from zerobit.cut.decide import decide, read_offer
 from zerobit.cut.pricing import Pricing
 from zerobit.cut.project import project
 from zerobit.errors import BudgetError
-from zerobit.quant.placement import activation_sites
+from zerobit.measure.network_costs import cut_bits
 from zerobit.report import write_text
 from zerobit.search.attach import SearchNet, attach
 from zerobit.search.methods.softmax import ChannelSoftmax
@@ -178,11 +177,4 @@ def _with(selection: Selection, *, keep: Sequence[int] = (), owner: int | None =
 
 def counted(small: QuantNet, cost: AbstractCost) -> float:
     """Cost of a cut network, from its own graph and quantizers."""
-    keep = {g.name: torch.ones(g.units, dtype=torch.float64) for g in small.graph.groups}
-    weights = {name: BitDist.one_hot(small.weight_slot(name).bits) for name in small.plan.weights}
-    values = {
-        tensor: BitDist.one_hot([small.plan.activations[site.name].bits])
-        for site in activation_sites(small.graph)
-        for tensor in site.tensors
-    }
-    return float(cost(usage(small.graph, NetBits(keep, weights, values))))
+    return float(cost(usage(small.graph, cut_bits(small))))

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from zerobit.bits import BitDist, NetBits
 from zerobit.cost.amounts import written
 from zerobit.cost.base import AbstractCost, Usage
@@ -93,8 +95,8 @@ def cut_bits(net: QuantNet) -> NetBits:
         net: from `apply`.
     """
     return NetBits(
-        {group.name: BitDist.one_hot([8] * group.units).keep for group in net.graph.groups},
-        {name: BitDist.one_hot([b for b in weight.bits if b]) for name, weight in net.plan.weights.items()},
+        {group.name: torch.ones(group.units, dtype=torch.float64) for group in net.graph.groups},
+        {name: BitDist.one_hot(net.weight_slot(name).bits) for name in net.plan.weights},
         net.plan.net_bits().activations,
     )
 
