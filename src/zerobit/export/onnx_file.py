@@ -31,10 +31,11 @@ from onnx import TensorProto, helper
 
 from zerobit.atomic import replacing
 from zerobit.errors import ExportError
+from zerobit.export.inputs import INPUT
 from zerobit.export.onnx_builder import Builder
 from zerobit.export.onnx_exact import check_exact, hand_out, write_exact_op
 from zerobit.export.onnx_islands import ISLANDS, IslandWriter, Made, describe_islands
-from zerobit.export.onnx_metadata import CONTAINER, INPUT, OUTPUT, describe_inputs, describe_outputs
+from zerobit.export.onnx_metadata import CONTAINER, OUTPUT, describe_inputs, describe_outputs
 from zerobit.export.onnx_ops import write_op
 from zerobit.export.version import VERSION, zerobit_version
 from zerobit.integer.ir import Conv, IntegerGraph, Island, Linear, storage_bits

@@ -4,15 +4,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from zerobit.export.inputs import INPUT, describe_input
 from zerobit.export.pixels import PIXEL_STEP
-from zerobit.integer.ir import Conv, Feed, IntegerGraph, Linear, Quantize, clip_range
+from zerobit.integer.ir import Conv, Feed, IntegerGraph, Linear, Quantize
 from zerobit.integer.twins.fixed31 import logit_scale
 from zerobit.integer.twins.float32 import zero_point
 
 #: Entry that names the container.
 CONTAINER = "zerobit.container"
-#: Entry that says how each input becomes integers.
-INPUT = "zerobit.input"
 #: Entry that gives the scales of integer outputs; only in exact files, others hand out real values.
 OUTPUT = "zerobit.output"
 
@@ -28,27 +27,19 @@ def describe_inputs(graph: IntegerGraph, names: Mapping[str, str], *, image: boo
         image: whether the input is uint8 pixels.
 
     Returns:
-        "type", "factor", "mean" and "std" (per channel), "scale", "zero_point", "range"; the last three are None for
-        an input that is computed with in float, and so is what does not apply.
+        "type", "factor" (None but for pixels), and what `describe_input` says.
     """
     entries = [op for op in graph.ops if isinstance(op, Quantize | Feed)]
     return {names[op.input]: _input(graph, op, image=image) for op in entries}
 
 
 def _input(graph: IntegerGraph, op: Quantize | Feed, *, image: bool) -> dict[str, Any]:
-    entry: dict[str, Any] = {
+    tensor = graph.by_name[op.output]
+    return {
         "type": "uint8" if image else graph.input_types[op.input].name,
         "factor": float(PIXEL_STEP) if image else None,
-        "mean": None if op.mean is None else op.mean.tolist(),
-        "std": None if op.std is None else op.std.tolist(),
-        **dict.fromkeys(("scale", "zero_point", "range")),
+        **describe_input(op, tensor, zero_point(tensor)),
     }
-    tensor = graph.by_name[op.output]
-    if not tensor.is_float:
-        zero = zero_point(tensor)
-        limits = [limit + zero for limit in clip_range(op, tensor)]
-        entry |= {"scale": float(tensor.step), "zero_point": zero, "range": limits}
-    return entry
 
 
 def describe_outputs(graph: IntegerGraph, names: Mapping[str, str]) -> dict[str, Any]:

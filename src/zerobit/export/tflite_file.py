@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from zerobit.atomic import replacing
 from zerobit.errors import ExportError
+from zerobit.export.inputs import INPUT, describe_input
 from zerobit.export.tflite_layout import Network
 from zerobit.export.tflite_model import PLACES, Model, zero_point
 from zerobit.export.tflite_ops import needs_float, write_op
@@ -27,8 +28,6 @@ from zerobit.export.version import VERSION, zerobit_version
 from zerobit.integer.ir import IntegerGraph, Quantize
 
 WeightType = Literal["int8", "int4"]
-#: Entry that says how each input becomes integers.
-INPUT = "zerobit.input"
 #: Metadata that TFLite Micro itself reads (micro_allocation_info.cc, compression/metadata.fbs).
 _RESERVED = ("OfflineMemoryAllocation", "COMPRESSION_METADATA")
 
@@ -98,13 +97,5 @@ def _inputs(network: Network) -> dict[str, dict[str, Any]]:
     for op in network.graph.ops:
         if isinstance(op, Quantize):
             tensor = network.tensors[op.output]
-            zero = zero_point(tensor)
-            result[op.output] = {
-                "input": op.input,
-                "mean": None if op.mean is None else op.mean.tolist(),
-                "std": None if op.std is None else op.std.tolist(),
-                "scale": float(tensor.step),
-                "zero_point": zero,
-                "range": [tensor.low + zero, tensor.high + zero],
-            }
+            result[op.output] = {"input": op.input, **describe_input(op, tensor, zero_point(tensor))}
     return result
