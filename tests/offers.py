@@ -1,4 +1,4 @@
-"""Small networks, and what searches of these and of the zoo's networks offer, with random preferences."""
+"""Small networks, what searches of these and of the zoo's networks offer with random preferences, and single steps."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cases import Forward
+from zerobit.bits import BitDist, NetBits
 from zerobit.cost.price import Limit
 from zerobit.cost.registry import named_cost
 from zerobit.cost.usage import usage
@@ -93,3 +94,15 @@ def limits_at(graph: Graph, offer: Offer, names: Sequence[str], share: float) ->
     least, most = (usage(graph, s.net_bits()) for s in (smallest(offer), largest(offer)))
     costs = [named_cost(name) for name in names]
     return [Limit(c, float(c(least)) + share * max(0.0, float(c(most)) - float(c(least)))) for c in costs]
+
+
+def with_unit(graph: Graph, bits: NetBits, group_index: int, unit: int, keep: bool) -> NetBits:
+    """The same widths with one unit in or out; a unit that comes in has 4 bits."""
+    group = graph.groups[group_index]
+    kept = {k: v.clone() for k, v in bits.keep.items()}
+    kept[group.name][unit] = float(keep)
+    weights = {k: d.bits.int() for k, d in bits.weights.items()}
+    for member in group.members:
+        if member.tensor in weights and member.dim == graph.rows[member.tensor].dim:
+            weights[member.tensor][member.index[unit].tolist()] = 4 if keep else 0
+    return NetBits(kept, {k: BitDist.one_hot(w) for k, w in weights.items()}, bits.activations)

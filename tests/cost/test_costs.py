@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from cases import CASES, ModelCase, captured, case
+from offers import with_unit
 from searches import attached, scramble
 from zerobit.bits import BitDist, NetBits
 from zerobit.cost import AbstractCost, Bops, Macs, Size, TableLatency, target_names
@@ -55,18 +56,6 @@ def test_published_values(name: str, weights: int, macs: int, mpic: tuple[int, i
         assert round(TableLatency.load("mpic")(use).item()) == cycles
 
 
-def _with_unit(graph: Graph, bits: NetBits, group_index: int, unit: int, keep: bool) -> NetBits:
-    """The same widths with one unit in or out; a unit that comes in has 4 bits."""
-    group = graph.groups[group_index]
-    kept = {k: v.clone() for k, v in bits.keep.items()}
-    kept[group.name][unit] = float(keep)
-    weights = {k: d.bits.int() for k, d in bits.weights.items()}
-    for member in group.members:
-        if member.dim == 0 and member.tensor in weights:
-            weights[member.tensor][member.index[unit].tolist()] = 4 if keep else 0
-    return NetBits(kept, {k: BitDist.one_hot(w) for k, w in weights.items()}, bits.activations)
-
-
 @pytest.mark.parametrize("row", CASES, ids=lambda c: c.name)
 def test_a_channel_more_and_a_bit_more_never_cost_less(row: ModelCase) -> None:
     net = scramble(attached(row.name), 1)
@@ -78,8 +67,8 @@ def test_a_channel_more_and_a_bit_more_never_cost_less(row: ModelCase) -> None:
 def _check_monotone(price: AbstractCost, graph: Graph, bits: NetBits) -> None:
     for i, group in enumerate(graph.groups):
         if group.frozen is None:
-            without = price(usage(graph, _with_unit(graph, bits, i, 0, keep=False)))
-            assert without <= price(usage(graph, _with_unit(graph, bits, i, 0, keep=True)))
+            without = price(usage(graph, with_unit(graph, bits, i, 0, keep=False)))
+            assert without <= price(usage(graph, with_unit(graph, bits, i, 0, keep=True)))
     now = price(usage(graph, bits))
     for weight, dist in bits.weights.items():
         widths = dist.bits.int().tolist()
@@ -136,7 +125,7 @@ def test_pruning_a_producer_is_rewarded_for_its_readers(cost: str) -> None:
     # fc2 reads 12 units with 8 rows of 8 bit: what one unit of fc1 costs there
     per_mac = float(price(usage(net.graph, bits)).detach()) / (16 * 12 + 12 * 8 + 8 * 3)
     torch.testing.assert_close(grad, torch.full((12,), 8 * per_mac, dtype=torch.float64))
-    less = _with_unit(net.graph, bits, 0, 0, keep=False)
+    less = with_unit(net.graph, bits, 0, 0, keep=False)
     change = float((total - price(usage(net.graph, less))).detach())
     assert change == pytest.approx((16 + 8) * per_mac)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cases import CASES, ModelCase
+from offers import with_unit
 from searches import attached, scramble
 from zerobit.bits import BitDist, NetBits
 from zerobit.cost import devices, registry
@@ -382,25 +383,13 @@ def _costs() -> list[AbstractCost]:
     return list({cost.name: cost for cost in map(named_cost, cost_names())}.values())
 
 
-def _with_unit(graph: Graph, bits: NetBits, group_index: int, unit: int, keep: bool) -> NetBits:
-    """The same widths with one unit in or out; a unit that comes in has 4 bits."""
-    group = graph.groups[group_index]
-    kept = {k: v.clone() for k, v in bits.keep.items()}
-    kept[group.name][unit] = float(keep)
-    weights = {k: d.bits.int() for k, d in bits.weights.items()}
-    for member in group.members:
-        if member.tensor in weights and member.dim == graph.rows[member.tensor].dim:
-            weights[member.tensor][member.index[unit].tolist()] = 4 if keep else 0
-    return NetBits(kept, {k: BitDist.one_hot(w) for k, w in weights.items()}, bits.activations)
-
-
 @pytest.mark.parametrize("row", CASES, ids=lambda c: c.name)
 def test_a_channel_more_never_costs_less(row: ModelCase) -> None:
     net = scramble(attached(row.name), 1)
     bits = net.bits(hard=True)
     for i, group in enumerate(net.graph.groups):
         if group.frozen is None:
-            without, with_it = (usage(net.graph, _with_unit(net.graph, bits, i, 0, keep=k)) for k in (False, True))
+            without, with_it = (usage(net.graph, with_unit(net.graph, bits, i, 0, keep=k)) for k in (False, True))
             for cost in _costs():
                 assert cost(without) <= cost(with_it), cost.name
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cases import CASES, ModelCase
+from offers import with_unit
 from searches import attached, scramble
 from zerobit.bits import BitDist, NetBits
 from zerobit.cost import AbstractCost, Bops, Macs
@@ -95,17 +96,6 @@ def test_a_measured_layer_costs_what_a_layer_in_use_does(name: str) -> None:
     assert term(name, amounts_of_rows([row], WIDTHS), WIDTHS).tolist() == [cost(_use(layer)).item()]
 
 
-def _with_unit(net: NetBits, graph: object, index: int, keep: bool) -> NetBits:
-    group = graph.groups[index]  # type: ignore[attr-defined]
-    kept = {k: v.clone() for k, v in net.keep.items()}
-    kept[group.name][0] = float(keep)
-    weights = {k: d.bits.int() for k, d in net.weights.items()}
-    for member in group.members:
-        if member.dim == 0 and member.tensor in weights:
-            weights[member.tensor][member.index[0].tolist()] = 4 if keep else 0
-    return NetBits(kept, {k: BitDist.one_hot(w) for k, w in weights.items()}, net.activations)
-
-
 @pytest.mark.parametrize("row", CASES, ids=lambda c: c.name)
 def test_a_channel_more_and_a_bit_more_never_cost_less(row: ModelCase) -> None:
     net = scramble(attached(row.name), 1)
@@ -113,7 +103,7 @@ def test_a_channel_more_and_a_bit_more_never_cost_less(row: ModelCase) -> None:
     for cost in COSTS.values():
         for i, group in enumerate(net.graph.groups):
             if group.frozen is None:
-                few, many = (cost(usage(net.graph, _with_unit(bits, net.graph, i, k))) for k in (False, True))
+                few, many = (cost(usage(net.graph, with_unit(net.graph, bits, i, 0, keep=k))) for k in (False, True))
                 assert few <= many
         now = cost(usage(net.graph, bits))
         for weight, dist in bits.weights.items():
