@@ -31,7 +31,7 @@ from zerobit.measure.network_costs import NetworkCost, check_targets, network_co
 from zerobit.runs import Run
 from zerobit.workflows import load_run, raw_images
 from zerobit.zoo.data import Batches
-from zerobit.zoo.tasks import load_task
+from zerobit.zoo.tasks import load_task, needs_data
 
 Array = NDArray[np.generic]
 
@@ -117,7 +117,7 @@ def _size(path: Path) -> str:
 def _vectors(run: Run, net: QuantNet, data: Path | None) -> Array:
     """Samples for a C library: of the task where its data is at hand, else random."""
     count = writer("c").samples
-    if data is not None or run.task == "digits":
+    if data is not None or not needs_data(run.task):
         return raw_images(load_task(run.task, data).test)[:count]
     shape = net.graph.shapes[net.graph.inputs[0]][1:]
     return np.random.default_rng(0).uniform(0, 1, (count, *shape)).astype(np.float32)

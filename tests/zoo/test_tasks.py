@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from zerobit.zoo.data import Batches, Split, Task, crop_and_flip
-from zerobit.zoo.tasks import load_task, unpack_tar
+from zerobit.zoo.tasks import TASKS, load_task, needs_data, unpack_tar
 
 Arrays = dict[str, np.ndarray]
 
@@ -205,6 +205,10 @@ def test_npz_constant_channel_becomes_zero(tmp_path: Path, arrays: Arrays) -> No
 def test_npz_missing_file_names_the_arrays(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"absent\.npz.*x_train, y_train"):
         load_task("npz", tmp_path / "absent.npz")
+
+
+def test_only_digits_need_no_data() -> None:
+    assert [name for name in TASKS if not needs_data(name)] == ["digits"]
 
 
 def test_npz_needs_data() -> None:

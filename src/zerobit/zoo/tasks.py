@@ -20,6 +20,8 @@ from torch import Tensor
 from zerobit.zoo.data import Split, Task, crop_and_flip
 
 TASKS = ("digits", "cifar10", "npz")
+#: Tasks whose data comes with a package.
+_PACKAGED = ("digits",)
 
 _CIFAR_FOLDER = "cifar-10-batches-bin"
 _CIFAR_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
@@ -67,6 +69,15 @@ def load_task(name: str, data: str | Path | None = None, download: bool = False)
     hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else "use 'npz' for your own data."
     msg = f"`name` is {name!r}, but the tasks are {', '.join(TASKS)}; {hint}"
     raise ValueError(msg)
+
+
+def needs_data(name: str) -> bool:
+    """Whether a task is read from a folder or file.
+
+    Args:
+        name: of the task.
+    """
+    return name not in _PACKAGED
 
 
 def _warn_ignored(task: str, **given: bool) -> None:
