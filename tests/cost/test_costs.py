@@ -7,18 +7,16 @@ from torch import Tensor
 from cases import CASES, ModelCase, captured, case
 from offers import with_unit
 from searches import attached, scramble
+from usages import zoo_graph
 from zerobit.bits import BitDist, NetBits
 from zerobit.cost import AbstractCost, Bops, Macs, Size, TableLatency, target_names
 from zerobit.cost.usage import uniform, usage
 from zerobit.errors import BudgetError
 from zerobit.formats import GRID
-from zerobit.graph.capture import capture
 from zerobit.graph.describe import describe
-from zerobit.graph.folding import fold_batch_norm
 from zerobit.graph.ir import Graph
 from zerobit.search.attach import attach
 from zerobit.search.methods.softmax import ChannelSoftmax
-from zerobit.zoo.models import model as zoo_model
 
 COSTS: dict[str, AbstractCost] = {
     "size": Size(),
@@ -27,15 +25,6 @@ COSTS: dict[str, AbstractCost] = {
     "bops": Bops(),
     **{name: TableLatency.load(name) for name in target_names()},
 }
-
-
-def _graph(name: str) -> Graph:
-    definition = zoo_model(name)
-    example = torch.zeros(1, *definition.input_shape)
-    return describe(fold_batch_norm(capture(definition.build(_CLASSES[name]).eval(), example)))
-
-
-_CLASSES = {"resnet8": 10, "dscnn": 12}
 
 
 @pytest.mark.parametrize(
@@ -47,7 +36,7 @@ _CLASSES = {"resnet8": 10, "dscnn": 12}
 )
 def test_published_values(name: str, weights: int, macs: int, mpic: tuple[int, int, int]) -> None:
     """Official cost code of Motetti et al. (IEEE TC 2024), run on MLPerf Tiny networks; no pruning, 8-bit inputs."""
-    graph = _graph(name)
+    graph = zoo_graph(name)
     for bits, cycles in zip((8, 4, 2), mpic, strict=True):
         use = usage(graph, uniform(graph, bits))
         assert Size()(use).item() == weights * bits / 8

@@ -1,69 +1,24 @@
-"""Devices: published and hand-computed values, slopes over a tile, and laws over all networks and all costs."""
+"""Devices: published and hand-computed values, and slopes over a tile."""
 
 import itertools
-import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cases import CASES, ModelCase
-from offers import with_unit
-from searches import attached, scramble
-from zerobit.bits import BitDist, NetBits
-from zerobit.cost import devices, registry
-from zerobit.cost.base import AbstractCost, LayerUse, Usage, ValueUse, WeightUse
+from usages import one_layer, zoo_graph
+from zerobit.cost.base import AbstractCost, Usage
 from zerobit.cost.devices.cortex_m import FITTED, Constants, Flash, Instructions
-from zerobit.cost.registry import cost_names, device, device_names, named_cost
-from zerobit.cost.table import TableLatency, load_target
+from zerobit.cost.registry import named_cost
 from zerobit.cost.usage import mean_inside, uniform, usage
-from zerobit.errors import BudgetError
 from zerobit.formats import GRID
 from zerobit.graph.capture import capture
 from zerobit.graph.describe import describe
-from zerobit.graph.folding import fold_batch_norm
-from zerobit.graph.ir import Graph, Kind
-from zerobit.zoo.models import model as zoo_model
-
-CLASSES = {"resnet8": 10, "dscnn": 12}
-
-
-@cache
-def _graph(name: str) -> Graph:
-    definition = zoo_model(name)
-    example = torch.zeros(1, *definition.input_shape)
-    return describe(fold_batch_norm(capture(definition.build(CLASSES[name]).eval(), example)))
-
-
-def _one(
-    counts: dict[int, float] | Tensor,
-    inputs: float | Tensor,
-    *,
-    kernel: tuple[int, ...] = (),
-    size: tuple[int, ...] = (),
-    depthwise: bool = False,
-    groups: int = 1,
-    kind: Kind | None = None,
-) -> Usage:
-    """A network of one layer: channels by width, input channels, and its output's size."""
-    if isinstance(counts, dict):
-        counts = torch.tensor([float(counts.get(b, 0)) for b in GRID], dtype=torch.float64)
-    inputs = torch.as_tensor(inputs, dtype=torch.float64)
-    per_row = torch.ones((), dtype=torch.float64) if depthwise else inputs / groups
-    weight = WeightUse("w", counts, per_row * math.prod(kernel))
-    channels = int(counts.sum())
-    if kind is None:
-        kind = Kind.CONV if kernel else Kind.LINEAR
-    shape = (1, *size, channels) if kind is Kind.LINEAR else (1, channels, *size)
-    positions = torch.tensor(float(math.prod(size)), dtype=torch.float64)
-    layer = LayerUse("layer", kind, weight, inputs, positions, shape, kernel, depthwise, groups, None)
-    return Usage((weight,), (layer,), torch.zeros((), dtype=torch.float64))
-
+from zerobit.graph.ir import Kind
 
 # --- values
 
@@ -73,12 +28,12 @@ def _one(
 )
 def test_ne16_published_values(name: str, cycles: tuple[int, int, int]) -> None:
     """Official cost code of Motetti et al. (IEEE TC 2024), run on MLPerf Tiny networks; no pruning."""
-    graph = _graph(name)
+    graph = zoo_graph(name)
     assert [named_cost("ne16")(usage(graph, uniform(graph, b))).item() for b in (8, 4, 2)] == list(cycles)
 
 
 def test_ne16_published_values_of_layers() -> None:
-    use = usage(_graph("resnet8"), uniform(_graph("resnet8"), 8))
+    use = usage(zoo_graph("resnet8"), uniform(zoo_graph("resnet8"), 8))
     found = [named_cost("ne16")(replace(use, layers=(layer,))).item() for layer in use.layers]
     assert found == [25531, 25531, 25531, 12780, 23616, 4284, 11808, 22644, 3312, 204]
 
@@ -92,49 +47,49 @@ def test_ne16_published_values_of_layers() -> None:
 )
 def test_ne16_published_values_by_channels(bits: int, cycles: dict[int, int]) -> None:
     for channels, wanted in cycles.items():
-        use = _one({bits: channels}, 64, kernel=(3, 3), size=(8, 8))
+        use = one_layer({bits: channels}, 64, kernel=(3, 3), size=(8, 8))
         assert named_cost("ne16")(use).item() == wanted
 
 
 def test_ne16_by_hand() -> None:
     ne16 = named_cost("ne16")
     # 1 x 1, two tiles of inputs and two patches: 2 * (19 + 6 + 6 + 2) + (9 + 13), and 2 + 1 cycles per channel
-    assert ne16(_one({4: 5}, 17, kernel=(1, 1), size=(3, 4))).item() == 2 * (2 * 33 + 22 + 5 * 3)
+    assert ne16(one_layer({4: 5}, 17, kernel=(1, 1), size=(3, 4))).item() == 2 * (2 * 33 + 22 + 5 * 3)
     # a linear layer on ten words: patches of nine
-    assert ne16(_one({4: 5}, 17, size=(10,))).item() == 2 * (2 * 33 + 22 + 5 * 3)
+    assert ne16(one_layer({4: 5}, 17, size=(10,))).item() == 2 * (2 * 33 + 22 + 5 * 3)
     # each width is a run of its own: 3 and 8 bit, 3 x 3, one tile of inputs and one patch
-    assert ne16(_one({0: 9, 3: 5, 8: 2}, 16, kernel=(3, 3), size=(3, 3))).item() == (45 + 22 + 5 * 4) + (
+    assert ne16(one_layer({0: 9, 3: 5, 8: 2}, 16, kernel=(3, 3), size=(3, 3))).item() == (45 + 22 + 5 * 4) + (
         45 + 22 + 2 * 9
     )
     # depthwise, 17 channels in two tiles: 31 + 6 + 6 + 2 + 22 per tile, 1 + 8 + 1 cycles per channel
-    use = _one({8: 17}, 17, kernel=(3, 3), size=(3, 3), depthwise=True, groups=17)
+    use = one_layer({8: 17}, 17, kernel=(3, 3), size=(3, 3), depthwise=True, groups=17)
     assert ne16(use).item() == 2 * 67 + 17 * 10
     # depthwise over 5 x 5: four runs over a window padded to 6 x 6
-    use = _one({8: 17}, 17, kernel=(5, 5), size=(3, 3), depthwise=True, groups=17)
+    use = one_layer({8: 17}, 17, kernel=(5, 5), size=(3, 3), depthwise=True, groups=17)
     assert ne16(use).item() == 4 * (2 * 67 + 17 * 10)
     # two groups of 40 channels each, that read 16 inputs each: two tiles in both
-    use = _one({8: 80}, 32, kernel=(3, 3), size=(3, 3), groups=2)
+    use = one_layer({8: 80}, 32, kernel=(3, 3), size=(3, 3), groups=2)
     assert ne16(use).item() == 2 * (2 * 67 + 40 * 9)
     # 1-D of 3 taps over length 7: three 1 x 1 runs, three patches
-    assert ne16(_one({8: 4}, 16, kernel=(3,), size=(7,))).item() == 3 * 3 * (33 + 22 + 4 * 2)
+    assert ne16(one_layer({8: 4}, 16, kernel=(3,), size=(7,))).item() == 3 * 3 * (33 + 22 + 4 * 2)
     # 3-D: three 3 x 3 runs for each of two output planes
-    assert ne16(_one({8: 4}, 16, kernel=(3, 3, 3), size=(2, 3, 3))).item() == 2 * 3 * (67 + 4 * 9)
+    assert ne16(one_layer({8: 4}, 16, kernel=(3, 3, 3), size=(2, 3, 3))).item() == 2 * 3 * (67 + 4 * 9)
     # a transposed convolution walks over its outputs
-    transposed = _one({8: 4}, 16, kernel=(3, 3), size=(6, 6), kind=Kind.CONV_TRANSPOSE)
+    transposed = one_layer({8: 4}, 16, kernel=(3, 3), size=(6, 6), kind=Kind.CONV_TRANSPOSE)
     layer = replace(transposed.layers[0], positions=torch.tensor(9.0, dtype=torch.float64))
     assert ne16(replace(transposed, layers=(layer,))).item() == 4 * (67 + 4 * 9)
 
 
 def test_ne16_fractional_counts_open_a_tile() -> None:
     ne16 = named_cost("ne16")
-    half = ne16(_one({8: 0.5}, 16.5, kernel=(3, 3), size=(3, 3))).item()
+    half = ne16(one_layer({8: 0.5}, 16.5, kernel=(3, 3), size=(3, 3))).item()
     assert half == 2 * 45 + 22 + 0.5 * (2 * 8 + 1)
-    assert ne16(_one({8: 32 + 1e-9}, 16, kernel=(3, 3), size=(3, 3))).item() == pytest.approx(67 + 32 * 9)
+    assert ne16(one_layer({8: 32 + 1e-9}, 16, kernel=(3, 3), size=(3, 3))).item() == pytest.approx(67 + 32 * 9)
 
 
 def test_a_narrower_image_has_fewer_tiles() -> None:
     """A linear layer over the columns of an image cuts them: here 6 of 7 are left, in 3 rows."""
-    use = _one({8: 4}, 16, kernel=(3, 3), size=(3, 7))
+    use = one_layer({8: 4}, 16, kernel=(3, 3), size=(3, 7))
     narrow = replace(use.layers[0], positions=torch.tensor(18.0, dtype=torch.float64))
     narrow_use = replace(use, layers=(narrow,))
     assert [named_cost("ne16")(u).item() for u in (use, narrow_use)] == [3 * (67 + 4 * 9), 2 * (67 + 4 * 9)]
@@ -146,14 +101,14 @@ def test_gap8_by_hand() -> None:
     gap8 = named_cost("gap8")
     # 3 x 3 on 3 inputs, output 9 high and 5 wide: 2 * 3 patches; copy 2 * 27; two blocks of 4 channels;
     # ceil(27 / 4) = 7 steps
-    use = _one({2: 3, 8: 2}, 3, kernel=(3, 3), size=(9, 5))
+    use = one_layer({2: 3, 8: 2}, 3, kernel=(3, 3), size=(9, 5))
     assert gap8(use).item() == 2 * 3 * (2 * 27 + 2 * (5 + 14 * 7 + 10))
-    use = _one({4: 6}, 6, kernel=(3, 3), size=(9, 5), depthwise=True, groups=6)
+    use = one_layer({4: 6}, 6, kernel=(3, 3), size=(9, 5), depthwise=True, groups=6)
     assert gap8(use).item() == 4 * 2 * 45 * 9
-    assert gap8(_one({8: 10}, 65)).item() == 33 * 3
-    assert gap8(_one({8: 10}, 65, size=(7,))).item() == 7 * 33 * 3
+    assert gap8(one_layer({8: 10}, 65)).item() == 33 * 3
+    assert gap8(one_layer({8: 10}, 65, size=(7,))).item() == 7 * 33 * 3
     # two groups: each copies 2 * 9 * 2 and computes one block in ceil(18 / 4) = 5 steps
-    use = _one({8: 8}, 4, kernel=(3, 3), size=(8, 2), groups=2)
+    use = one_layer({8: 8}, 4, kernel=(3, 3), size=(8, 2), groups=2)
     assert gap8(use).item() == 2 * (2 * 18 + 5 + 14 * 5 + 10)
 
 
@@ -161,18 +116,18 @@ def test_diana_by_hand() -> None:
     diana = named_cost("diana")
     # digital: ceil(20 / 16) = 2 blocks, 24 inputs, 2 steps over 20 columns, 10 rows, 3 x 3; moved 200 * 44 / 8
     digital = 2 * 24 * 2 * 10 * 9 + 200 * 44 / 8
-    assert diana(_one({3: 12, 8: 8}, 24, kernel=(3, 3), size=(10, 20))).item() == digital
+    assert diana(one_layer({3: 12, 8: 8}, 24, kernel=(3, 3), size=(10, 20))).item() == digital
     # analog, 64 channels: columns allow 8 at once, rows (U + 2) * 64 * 3 <= 1152 only 4
     analog = 200 / 4 * 18.2 + 8 * 24 * 9
-    assert diana(_one({2: 64}, 24, kernel=(3, 3), size=(10, 20))).item() == pytest.approx(analog, rel=1e-14)
+    assert diana(one_layer({2: 64}, 24, kernel=(3, 3), size=(10, 20))).item() == pytest.approx(analog, rel=1e-14)
     # side by side: the slower one counts
-    both = _one({2: 64, 8: 20}, 24, kernel=(3, 3), size=(10, 20))
+    both = one_layer({2: 64, 8: 20}, 24, kernel=(3, 3), size=(10, 20))
     assert analog < digital == diana(both).item()
     # more than fits: 513 columns and 129 inputs are two blocks each, one position at once
-    use = _one({2: 513}, 129, size=(5,))
+    use = one_layer({2: 513}, 129, size=(5,))
     assert diana(use).item() == pytest.approx(2 * 2 * 5 * 18.2 + 8 * 129, rel=1e-14)
     # depthwise is digital, whatever the width
-    use = _one({2: 20}, 20, kernel=(3, 3), size=(10, 20), depthwise=True, groups=20)
+    use = one_layer({2: 20}, 20, kernel=(3, 3), size=(10, 20), depthwise=True, groups=20)
     assert diana(use).item() == 20 * 2 * 10 * 9 + 200 * 40 / 8
     assert named_cost("diana.time")(both).item() == pytest.approx(digital / 260e6, rel=1e-15)
 
@@ -184,7 +139,7 @@ CORTEX_M = {"resnet8": (42_017_360, 87_376), "dscnn": (20_367_080, 33_606)}
 @pytest.mark.parametrize("name", CORTEX_M)
 def test_cortex_m_is_close_to_counts(name: str) -> None:
     """Sums and pools are not in the cost of instructions; a table of places is in that of flash, 2 B per channel."""
-    graph = _graph(name)
+    graph = zoo_graph(name)
     use = usage(graph, uniform(graph, 8))
     instructions, flash = CORTEX_M[name]
     assert named_cost("cortex_m")(use).item() == pytest.approx(instructions, rel=0.03)
@@ -214,18 +169,18 @@ def test_cortex_m_by_hand() -> None:
     fours_and_ones = [(0, 0), (0, 1), (1, 0), (1, 0), (1, 0), (1, 1), (2, 0), (2, 0), (2, 0)]
     for n, (fours, ones) in enumerate(fours_and_ones):
         wanted = c.call + passes(fours, ones, 1, 1, 1, 1, 10) + n * (c.output + c.channel)
-        assert cost(_one({8: n}, 10)).item() == wanted
+        assert cost(one_layer({8: n}, 10)).item() == wanted
         widths = {2: n // 2, 4: n - n // 2}  # share passes, and are unpacked
         more = 10 * (n // 2 * c.unpack_2 + (n - n // 2) * c.unpack_4)
-        assert cost(_one(widths, 10)).item() == wanted + more
+        assert cost(one_layer(widths, 10)).item() == wanted + more
     # widths between round up
-    assert cost(_one({3: 5, 5: 2}, 10)).item() == cost(_one({4: 5, 8: 2}, 10)).item()
+    assert cost(one_layer({3: 5, 5: 2}, 10)).item() == cost(one_layer({4: 5, 8: 2}, 10)).item()
     # on seven words, in one row
-    assert cost(_one({8: 5}, 10, size=(7,))).item() == c.call + passes(1, 1, 1, 7, 1, 1, 10) + 5 * (
+    assert cost(one_layer({8: 5}, 10, size=(7,))).item() == c.call + passes(1, 1, 1, 7, 1, 1, 10) + 5 * (
         7 * c.output + c.channel
     )
     # 3 x 5 on two channels: three lines of 5 * 2 values, 4 rows of 6
-    use = _one({8: 4}, 2, kernel=(3, 5), size=(4, 6))
+    use = one_layer({8: 4}, 2, kernel=(3, 5), size=(4, 6))
     assert cost(use).item() == c.call + passes(1, 0, 4, 6, 3, 3, 30) + 4 * (24 * c.output + c.channel)
     # with padding, 2.5 of the lines and 4 of the columns are inside: 2.5 * 4 * 2 values
     padded = replace(use, layers=(replace(use.layers[0], inside=(2.5, 4.0)),))
@@ -234,28 +189,28 @@ def test_cortex_m_by_hand() -> None:
     dilated = replace(use, layers=(replace(use.layers[0], dilation=(1, 2)),))
     assert cost(dilated).item() == c.call + passes(1, 0, 4, 6, 3, 15, 30) + 4 * (24 * c.output + c.channel)
     # two groups of five channels, which read one input each
-    use = _one({4: 10}, 2, kernel=(3, 5), size=(4, 6), groups=2)
+    use = one_layer({4: 10}, 2, kernel=(3, 5), size=(4, 6), groups=2)
     unpacked = 10 * 15 * c.unpack_4
     wanted = 2 * (c.call + passes(1, 1, 4, 6, 3, 15, 15)) + 10 * (24 * c.output + c.channel) + unpacked
     assert cost(use).item() == wanted
     # depthwise: each channel alone, in one call
-    use = _one({4: 10}, 10, kernel=(3, 5), size=(4, 6), groups=10, depthwise=True)
+    use = one_layer({4: 10}, 10, kernel=(3, 5), size=(4, 6), groups=10, depthwise=True)
     wanted = c.call + passes(0, 10, 4, 6, 3, 15, 15) + 10 * (24 * c.output + c.channel) + unpacked
     assert cost(use).item() == wanted
 
 
 def test_cortex_m_flash_by_hand() -> None:
     flash = Flash(call=100, code=1000)
-    assert flash(_one({2: 4, 4: 3, 8: 2}, 10)).item() == 10 * (4 * 2 + 3 * 4 + 2 * 8) / 8 + 9 * 11 + 100 + 1000
-    assert flash(_one({8: 4}, 8, kernel=(3, 3), size=(5, 5), groups=2)).item() == 4 * 36 + 44 + 200 + 1000
-    use = _one({8: 8}, 8, kernel=(3, 3), size=(5, 5), groups=8, depthwise=True)
+    assert flash(one_layer({2: 4, 4: 3, 8: 2}, 10)).item() == 10 * (4 * 2 + 3 * 4 + 2 * 8) / 8 + 9 * 11 + 100 + 1000
+    assert flash(one_layer({8: 4}, 8, kernel=(3, 3), size=(5, 5), groups=2)).item() == 4 * 36 + 44 + 200 + 1000
+    use = one_layer({8: 8}, 8, kernel=(3, 3), size=(5, 5), groups=8, depthwise=True)
     assert flash(use).item() == 72 + 88 + 100 + 1000
 
 
 def test_cortex_m_prices_fractions_of_channels() -> None:
     """A search asks for expected counts: what opens a pass pays for it, up to rounding errors."""
     cost = Instructions(Constants(window=8, single_window=1))
-    found = [cost(_one({8: n}, 1)).item() for n in (0.00001, 0.5, 1.00001, 1.5, 4.00001, 4.5, 5.5)]
+    found = [cost(one_layer({8: n}, 1)).item() for n in (0.00001, 0.5, 1.00001, 1.5, 4.00001, 4.5, 5.5)]
     assert found == [0, 1, 1, 8, 8, 9, 16]
 
 
@@ -289,7 +244,7 @@ def test_windows_of_layers_know_their_padding() -> None:
 
 
 def test_mpic_time_and_energy() -> None:
-    use = usage(_graph("resnet8"), uniform(_graph("resnet8"), 8))
+    use = usage(zoo_graph("resnet8"), uniform(zoo_graph("resnet8"), 8))
     cycles = named_cost("mpic")(use).item()
     assert named_cost("mpic.time")(use).item() == pytest.approx(cycles / 250e6, rel=1e-15)
     mean_power = (5.30 + 5.39 + 5.46 + 5.38) / 4 * 1e-3
@@ -333,10 +288,10 @@ STAIRCASES = {
 def test_slope_over_a_tile_is_what_the_tile_costs(row: str, channels: int, bits: int) -> None:
     name, outputs, inputs, arguments = STAIRCASES[row]
     unit = torch.tensor([float(b == bits) for b in GRID], dtype=torch.float64)
-    by_output, jump = _slope(named_cost(name), lambda k: _one(unit * k, 48, **arguments), channels, outputs)
+    by_output, jump = _slope(named_cost(name), lambda k: one_layer(unit * k, 48, **arguments), channels, outputs)
     assert by_output == pytest.approx(jump, rel=1e-12)
     if inputs is not None:
-        by_input, jump = _slope(named_cost(name), lambda c: _one({bits: 48}, c, **arguments), channels, inputs)
+        by_input, jump = _slope(named_cost(name), lambda c: one_layer({bits: 48}, c, **arguments), channels, inputs)
         assert by_input == pytest.approx(jump, rel=1e-12)
 
 
@@ -345,9 +300,9 @@ def test_diana_slope_of_the_digital_unit(channels: int) -> None:
     """The first tile also pays for moving the inputs; the idle unit has a share of 2e-9 in the slope."""
     unit = torch.tensor([float(b == 8) for b in GRID], dtype=torch.float64)
     shape = {"kernel": (3, 3), "size": (8, 8)}
-    by_output, jump = _slope(named_cost("diana"), lambda k: _one(unit * k, 48, **shape), channels, 16)
+    by_output, jump = _slope(named_cost("diana"), lambda k: one_layer(unit * k, 48, **shape), channels, 16)
     assert by_output == pytest.approx(jump, rel=1e-8) if channels else 0 < by_output <= jump
-    by_input, jump = _slope(named_cost("diana"), lambda c: _one({8: 48}, c, **shape), channels, 1)
+    by_input, jump = _slope(named_cost("diana"), lambda c: one_layer({8: 48}, c, **shape), channels, 1)
     assert by_input == pytest.approx(jump, rel=1e-8)
 
 
@@ -356,7 +311,7 @@ def test_diana_slope_in_columns_is_that_between_powers_of_two() -> None:
 
     def make(channels: Tensor) -> Usage:
         unit = torch.tensor([float(b == 2) for b in GRID], dtype=torch.float64)
-        return _one(unit * channels, 64, kernel=(1, 1), size=(8, 8))
+        return one_layer(unit * channels, 64, kernel=(1, 1), size=(8, 8))
 
     x = torch.tensor(128.0, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(named_cost("diana")(make(x)), [x])
@@ -369,273 +324,7 @@ def test_diana_slope_in_columns_is_that_between_powers_of_two() -> None:
 
 def test_diana_shows_both_units_their_slope() -> None:
     counts = torch.tensor([{2: 64.0, 8: 16.0}.get(b, 0.0) for b in GRID], dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(named_cost("diana")(_one(counts, 16, kernel=(1, 1), size=(16, 16))), [counts])
+    (slope,) = torch.autograd.grad(named_cost("diana")(one_layer(counts, 16, kernel=(1, 1), size=(16, 16))), [counts])
     assert slope[GRID.index(2)] > 0
     assert slope[GRID.index(8)] > slope[GRID.index(2)], "the digital unit is the slower one"
     assert slope[0] == 0
-
-
-# --- laws
-
-
-def _costs() -> list[AbstractCost]:
-    """Every cost once."""
-    return list({cost.name: cost for cost in map(named_cost, cost_names())}.values())
-
-
-@pytest.mark.parametrize("row", CASES, ids=lambda c: c.name)
-def test_a_channel_more_never_costs_less(row: ModelCase) -> None:
-    net = scramble(attached(row.name), 1)
-    bits = net.bits(hard=True)
-    for i, group in enumerate(net.graph.groups):
-        if group.frozen is None:
-            without, with_it = (usage(net.graph, with_unit(net.graph, bits, i, 0, keep=k)) for k in (False, True))
-            for cost in _costs():
-                assert cost(without) <= cost(with_it), cost.name
-
-
-@pytest.mark.parametrize("row", CASES, ids=lambda c: c.name)
-def test_a_bit_more_never_costs_less_where_channels_are_priced_one_by_one(row: ModelCase) -> None:
-    net = scramble(attached(row.name), 1)
-    bits = net.bits(hard=True)
-    now = usage(net.graph, bits)
-    for weight, dist in bits.weights.items():
-        wider = [GRID[min(GRID.index(b) + 1, len(GRID) - 1)] if b else 0 for b in dist.bits.int().tolist()]
-        more = NetBits(bits.keep, {**bits.weights, weight: BitDist.one_hot(wider)}, bits.activations)
-        use = usage(net.graph, more)
-        for cost in _costs():
-            if cost.per_channel:
-                assert cost(now) <= cost(use), cost.name
-
-
-def _stacked(uses: list[Usage]) -> Usage:
-    """One usage with a leading dimension."""
-
-    def stack(of: Callable[[Usage], Tensor]) -> Tensor:
-        return torch.stack([of(use) for use in uses])
-
-    weights = [
-        WeightUse(w.name, stack(lambda u, i=i: u.weights[i].counts), stack(lambda u, i=i: u.weights[i].fan_in))
-        for i, w in enumerate(uses[0].weights)
-    ]
-    by_name = {w.name: w for w in weights}
-    layers = [
-        replace(
-            layer,
-            weight=by_name[layer.weight.name],
-            inputs=stack(lambda u, i=i: u.layers[i].inputs),
-            positions=stack(lambda u, i=i: u.layers[i].positions),
-        )
-        for i, layer in enumerate(uses[0].layers)
-    ]
-    values = [
-        ValueUse(
-            v.name,
-            stack(lambda u, i=i: u.values[i].elements),
-            stack(lambda u, i=i: u.values[i].bits),
-            v.first,
-            v.last,
-        )
-        for i, v in enumerate(uses[0].values)
-    ]
-    return Usage(tuple(weights), tuple(layers), stack(lambda u: u.float_weights), lambda: tuple(values))
-
-
-@pytest.mark.parametrize("row", CASES, ids=lambda c: c.name)
-def test_many_choices_at_once_cost_what_each_does(row: ModelCase) -> None:
-    nets = [scramble(attached(row.name), seed) for seed in (1, 2, 3)]
-    uses = [usage(net.graph, net.bits(hard=True)) for net in nets]
-    for cost in _costs():
-        together = cost(_stacked(uses)).detach()
-        assert together.tolist() == [cost(use).item() for use in uses], cost.name
-
-
-@pytest.mark.parametrize("row", CASES, ids=lambda c: c.name)
-def test_many_choices_of_one_weight_cost_what_each_does(row: ModelCase) -> None:
-    use = usage(attached(row.name).graph, uniform(attached(row.name).graph, 8))
-    random = torch.Generator().manual_seed(0)
-    first = use.weights[0]
-    counts = torch.randint(0, 20, (5, len(GRID)), generator=random).double()
-
-    def put(new: Tensor) -> Usage:
-        weight = replace(first, counts=new)
-        layers = [replace(x, weight=weight) if x.weight is first else x for x in use.layers]
-        return replace(use, weights=(weight, *use.weights[1:]), layers=tuple(layers))
-
-    for cost in _costs():
-        together = cost(put(counts)).expand(5)
-        assert together.tolist() == [cost(put(c)).item() for c in counts], cost.name
-
-
-@pytest.mark.parametrize("row", CASES, ids=lambda c: c.name)
-def test_the_cost_of_a_network_is_that_of_its_weights(row: ModelCase) -> None:
-    net = scramble(attached(row.name), 1)
-    use = usage(net.graph, net.bits(hard=True))
-    zero = torch.zeros((), dtype=torch.float64)
-    for cost in _costs():
-        if cost.by_weight:
-            fixed = cost(Usage((), (), use.float_weights))
-            parts = [Usage((w,), tuple(x for x in use.layers if x.weight is w), zero) for w in use.weights]
-            sum_of_parts = sum((cost(p) - cost(Usage((), (), zero))).item() for p in parts)
-            assert fixed.item() + sum_of_parts == pytest.approx(cost(use).item(), rel=1e-12), cost.name
-
-
-@pytest.mark.parametrize("row", CASES, ids=lambda c: c.name)
-@pytest.mark.parametrize("hard", [False, True])
-def test_gradients_are_finite_and_not_all_zero(row: ModelCase, hard: bool) -> None:
-    net = scramble(attached(row.name), 1)
-    bits = net.bits(hard=hard)
-    keep = {k: v.detach().clone().requires_grad_() for k, v in bits.keep.items()}
-    weights = {k: BitDist(d.p.detach().clone().requires_grad_()) for k, d in bits.weights.items()}
-    use = usage(net.graph, NetBits(keep, weights, bits.activations))
-    leaves = [*keep.values(), *(d.p for d in weights.values())]
-    for cost in _costs():
-        value = cost(use)
-        assert value.dtype == torch.float64
-        assert math.isfinite(value.item())
-        if value.requires_grad:
-            grads = torch.autograd.grad(value, leaves, allow_unused=True, retain_graph=True)
-            found = [g for g in grads if g is not None]
-            assert all(g.isfinite().all() for g in found), cost.name
-            assert any(g.any() for g in found), cost.name
-
-
-@pytest.mark.parametrize("row", CASES, ids=lambda c: c.name)
-def test_a_cost_is_where_the_counts_are(row: ModelCase) -> None:
-    """Counts on an accelerator, and what nothing cuts on the CPU; the meta device mixes them as strictly."""
-    net = attached(row.name)
-    use = usage(net.graph, net.bits(hard=True))
-
-    def moved(t: Tensor) -> Tensor:
-        return t.to("meta") if t.requires_grad or t.dim() else t
-
-    weights = {w.name: WeightUse(w.name, w.counts.to("meta"), moved(w.fan_in)) for w in use.weights}
-    layers = [
-        replace(x, weight=weights[x.weight.name], inputs=moved(x.inputs), positions=moved(x.positions))
-        for x in use.layers
-    ]
-    for cost in _costs():
-        if layers and cost.by_weight:
-            found = cost(Usage(tuple(weights.values()), tuple(layers), use.float_weights))
-            assert found.device.type == "meta", cost.name
-
-
-# --- names and files
-
-
-def test_a_cost_is_called_as_it_is_written() -> None:
-    for name in device_names():
-        metrics = device(name).metrics
-        first, *others = metrics
-        assert named_cost(name) is named_cost(f"{name}.{first}")
-        assert named_cost(name).name == name
-        assert all(named_cost(f"{name}.{m}").name == f"{name}.{m}" for m in others)
-        assert device(name).source
-    assert {"ne16", "gap8", "diana", "cortex_m", "mpic"} <= set(device_names())
-    assert {n for n in cost_names() if "." not in n} == {"size", "macs", "bops", "ram", *device_names()}
-    assert all(named_cost(n).name == n for n in ("size", "macs", "bops", "ram"))
-
-
-@pytest.mark.parametrize("name", ["toaster", "mpic.colour", "ne16.time", "", "size.bytes"])
-def test_an_unknown_cost_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(BudgetError, match=rf"`budget` names the cost '{name}'.*ne16.*ne16\.cycles"):
-        named_cost(name)
-    with pytest.raises(BudgetError, match=r"`target`.*ne16"):
-        device(name)
-
-
-MODULE = """
-from zerobit.cost.device import timed
-from zerobit.cost.analytic import Macs
-DEVICE = timed("abacus", "a guess", Macs(), clock_hz=2.0, power_w=3.0)
-"""
-
-
-def test_a_device_is_one_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "abacus.py").write_text(MODULE)
-    monkeypatch.setattr(devices, "__path__", [*devices.__path__, str(tmp_path)])
-    registry.forget()
-    try:
-        use = usage(_graph("resnet8"), uniform(_graph("resnet8"), 8))
-        assert named_cost("abacus")(use) == 12_501_632
-        assert named_cost("abacus.time")(use) == 12_501_632 / 2
-        assert named_cost("abacus.energy")(use) == 12_501_632 * 1.5
-    finally:
-        registry.forget()
-
-
-TOML = """
-source = "measured"
-weight_bits = [2, 8]
-clock_hz = 1000
-power_w = 0.5
-channel_multiple = 4
-[macs_per_cycle]
-8 = [2, 1.5]
-4 = [4, 2]
-"""
-
-
-def test_a_table_of_ones_own(tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text(TOML)
-    for path in (tmp_path / "mine.toml", str(tmp_path / "mine.toml")):
-        mine = load_target(path)
-        assert (mine.name, mine.source, [*mine.metrics]) == ("mine", "measured", ["cycles", "time", "energy"])
-        assert [(c.name, c.unit, c.channel_multiple) for c in mine.metrics.values()] == [
-            ("mine", "cycle", 4),
-            ("mine.time", "s", 4),
-            ("mine.energy", "J", 4),
-        ]
-        use = _one({2: 3, 4: 5}, 10)  # 4 bit costs what 8 does, an input in float too
-        assert mine.metrics["cycles"](use).item() == pytest.approx(10 * (3 / 2 + 5 / 1.5))
-        assert mine.metrics["energy"](use).item() == pytest.approx(10 * (3 / 2 + 5 / 1.5) / 1000 * 0.5)
-        cycles = mine.metrics["cycles"]
-        assert isinstance(cycles, TableLatency)
-        assert (cycles.activation_bits, cycles.macs_per_cycle) == ((4, 8), ((4, 2), (2, 1.5)))
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ('source = "measured"', "", "`source` is missing"),
-        ('"measured"', '""', "`source` is ''"),
-        ('"measured"', "3", "`source` is 3"),
-        ("weight_bits", "weights", "`weights` is a key"),
-        ("weight_bits = [2, 8]", "", "`weight_bits` is missing"),
-        ("[2, 8]", "[2, 4]", r"`weight_bits` is \[2, 4\].*8 among them"),
-        ("[2, 8]", "[8, 2]", r"`weight_bits` is \[8, 2\].*ascending"),
-        ("[2, 8]", "[1, 8]", r"`weight_bits` is \[1, 8\]"),
-        ("[2, 8]", "[8, 8]", r"`weight_bits` is \[8, 8\]"),
-        ("[2, 8]", "[true, 8]", r"`weight_bits` is \[True, 8\]"),
-        ("[2, 8]", "8", "`weight_bits` is 8"),
-        ("[2, 8]", "[8]", r"`macs_per_cycle`.*1 positive number"),
-        ("8 = [2, 1.5]", "", "`macs_per_cycle`.*8 among them"),
-        ("8 = [2, 1.5]", "eight = [2, 1.5]", "`macs_per_cycle`"),
-        ("8 = [2, 1.5]", "8 = [2, 0]", "`macs_per_cycle`"),
-        ("8 = [2, 1.5]", "8 = [2, inf]", "`macs_per_cycle`"),
-        ("8 = [2, 1.5]", "8 = [2, nan]", "`macs_per_cycle`"),
-        ("8 = [2, 1.5]", '8 = [2, "1"]', "`macs_per_cycle`"),
-        ("8 = [2, 1.5]", "8 = 2", "`macs_per_cycle`"),
-        ("8 = [2, 1.5]", "8 = [2, 1.5]\n08 = [2, 1.5]", "`macs_per_cycle`"),
-        ("[macs_per_cycle]", "macs_per_cycle = 3\n[more]", "`more` is a key"),
-        ("clock_hz = 1000", "", "`clock_hz` is missing"),
-        ("clock_hz = 1000", "clock_hz = -1", "`clock_hz` is -1"),
-        ("power_w = 0.5", 'power_w = "0.5"', "`power_w` is '0.5'"),
-        ("channel_multiple = 4", "channel_multiple = 0", "`channel_multiple` is 0"),
-        ("channel_multiple = 4", "channel_multiple = 1.5", "`channel_multiple` is 1.5"),
-        ("weight_bits", "weight_bits =", "can't be read"),
-    ],
-)
-def test_a_table_that_cannot_be(tmp_path: Path, old: str, new: str, message: str) -> None:
-    assert old in TOML
-    path = tmp_path / "mine.toml"
-    path.write_text(TOML.replace(old, new))
-    with pytest.raises(BudgetError, match=message) as error:
-        load_target(path)
-    assert str(path) in str(error.value)
-    assert "; " in str(error.value)
-
-
-def test_a_table_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(BudgetError, match=r"`target` .*none\.toml.* can't be read"):
-        load_target(tmp_path / "none.toml")
