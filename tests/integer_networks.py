@@ -336,3 +336,15 @@ NETWORKS = [
     volumes,
     crossed,
 ]
+
+
+def some_inputs(graph: IntegerGraph, seed: int, count: int = 24) -> dict[str, np.ndarray]:
+    """Random, all zero, and so large that everything saturates."""
+    rng = np.random.default_rng(seed)
+    result = {}
+    for name, shape in graph.inputs.items():
+        x = rng.normal(0, 1.5, (count, *shape)).astype(np.float32)
+        x[: count // 4] *= 100
+        x[-1] = 0
+        result[name] = x
+    return result
