@@ -1,9 +1,6 @@
-"""What an NPU's compiler estimates: of files, of layers as a cost, and of runs."""
+"""What an NPU's compiler estimates: of files, and of layers as a cost."""
 
-import importlib.util
-import json
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -11,19 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import Result
-from typer.testing import CliRunner
 
 from integer_networks import Builder, gated
-from searches import attached, scramble
-from zerobit.cli import app
+from vela import SHORT, U55, command, needs_vela
 from zerobit.cost.measured import MeasuredCost
 from zerobit.cost.measurements import Table
 from zerobit.cost.own import load_cost
-from zerobit.cost.registry import cost_names, named_cost
 from zerobit.cost.usage import uniform, usage
-from zerobit.cut.apply import apply
-from zerobit.cut.decide import decide
 from zerobit.errors import BudgetError, ExportError
 from zerobit.export.tflite_file import build_tflite
 from zerobit.export.tflite_logits import integer_logits
@@ -34,13 +25,13 @@ from zerobit.integer.ir import IntegerGraph
 from zerobit.measure import layer_runtimes, npu_compiler
 from zerobit.measure.layer_runtimes import CompiledLayers, layer_file
 from zerobit.measure.layers import Configuration, Layer
-from zerobit.measure.network_costs import cut_bits
 from zerobit.measure.npu_compiler import Estimate, accelerators, cache_folder, estimate
 from zerobit.measure.profile import Sweep
 from zerobit.workflows import load_run
 from zerobit.zoo.models import model as zoo_model
 
-U55 = "ethos-u55-128"
+pytestmark = pytest.mark.usefixtures("cache")
+
 #: It waits for its weights, so that cycles add up in a network and narrow ones make it faster.
 HEAVY = Layer("conv", 64, 64, (8, 8), (8, 8), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
 TINY = Layer("conv", 3, 4, (4, 4), (4, 4), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
@@ -52,43 +43,6 @@ KINDS = {
     "vector": Layer("linear", 8, 12, (), ()),
     "sequence": Layer("linear", 8, 12, (5,), (5,)),
 }
-
-needs_vela = pytest.mark.skipif(importlib.util.find_spec("ethosu") is None, reason="ethos-u-vela is not installed")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "zerobit" / "npu"
-
-
-@pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Targets of the compilations that really ran."""
-    seen: list[str] = []
-    run: Callable[[str, Path], str] = npu_compiler._run
-
-    def counted(target: str, folder: Path) -> str:
-        seen.append(target)
-        return run(target, folder)
-
-    monkeypatch.setattr(npu_compiler, "_run", counted)
-    return seen
-
-
-@pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """As `compiled`, without a compiler: every compilation gives the same figures."""
-    seen: list[str] = []
-
-    def run(file: bytes, target: str) -> Estimate:
-        seen.append(target)
-        return Estimate(7, 6, 5, 4, 0, 1, "system", "mode")
-
-    monkeypatch.setattr(npu_compiler, "_compiled", run)
-    monkeypatch.setattr(npu_compiler, "vela_version", lambda: "5.2.0")
-    monkeypatch.setattr(npu_compiler, "accelerators", lambda: (U55, "ethos-u55-32"))
-    return seen
 
 
 def _file(layer: Layer, bits: int = 8, layers: int = 1) -> bytes:
@@ -195,7 +149,7 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(BudgetError, match="once ethos-u-vela is installed"):
         Sweep("toaster")
     for arguments in (("cost", "nowhere", "--target", U55), ("profile", "digits", "--runtime", U55)):
-        result = _run(*arguments)
+        result = command(*arguments)
         assert result.exit_code == 2
         assert "pip install 'zerobit[npu]'" in result.output
 
@@ -323,7 +277,7 @@ def test_a_wrong_runtime_is_named_with_the_allowed_ones() -> None:
 def test_a_fit_to_the_compiler_is_a_cost_that_a_search_uses(tmp_path: Path) -> None:
     out = tmp_path / "npu.toml"
     arguments = ["--grid", "1", "--weight-bits", "8", "--out", out]
-    result = _run("profile", "digits", "--runtime", U55, *arguments)
+    result = command("profile", "digits", "--runtime", U55, *arguments)
     assert result.exit_code == 0, result.output
     cost, table = load_cost(str(out)), Table.read(out.with_suffix(".csv"))
     assert isinstance(cost, MeasuredCost)
@@ -332,8 +286,8 @@ def test_a_fit_to_the_compiler_is_a_cost_that_a_search_uses(tmp_path: Path) -> N
     assert cost.machine.startswith(f"{U55}, Ethos_U55_High_End_Embedded")
     assert len(table.rows) == 6
     assert all(row.value > 0 for row in table.rows)
-    result = _run(
-        "search", "--task", "digits", "--target", out, "--budget", "npu=50%", *_SHORT, "--out", tmp_path / "r"
+    result = command(
+        "search", "--task", "digits", "--target", out, "--budget", "npu=50%", *SHORT, "--out", tmp_path / "r"
     )
     assert result.exit_code == 0, result.output
     definition = zoo_model("digits")
@@ -342,98 +296,3 @@ def test_a_fit_to_the_compiler_is_a_cost_that_a_search_uses(tmp_path: Path) -> N
     _, net = load_run(tmp_path / "r")
     limit = 0.5 * float(cost(usage(graph, uniform(graph, 8))))
     assert 0.9 * limit < float(cost(usage(graph, net.plan.net_bits()))) <= limit
-
-
-# ---------------------------------------------------------------------------------------------- networks
-
-
-_SHORT = ("--float-epochs", 1, "--epochs", 1, 1, "--batch", 256, "--device", "cpu")
-
-
-def _run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("npu") / "run"
-    result = _run("search", "--task", "digits", "--budget", "size=25%", *_SHORT, "--out", folder)
-    assert result.exit_code == 0, result.output
-    return folder
-
-
-def _rows(output: str) -> dict[str, list[str]]:
-    """Cells of each line of the table, by the first."""
-    lines = [line.strip("\u2502").split("\u2502") for line in output.splitlines() if line.startswith("\u2502")]
-    return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
-
-
-@needs_vela
-def test_the_command_shows_estimates_and_formulas(run: Path, compiled: list[str], tmp_path: Path) -> None:
-    """Those of the exported file, though its logits are on a scale of their own."""
-    arguments = ("cost", run, "--target", U55, "--target", "ethos-u85-256", "--target", "mpic.energy")
-    result = _run(*arguments)
-    assert result.exit_code == 0, result.output
-    rows = _rows(result.output)
-    assert list(rows) == [U55, "ethos-u85-256", "mpic.energy", "size", "macs", "ram"]
-    assert compiled == [U55, "ethos-u85-256"]
-    assert _run(*arguments).output == result.output
-    assert compiled == [U55, "ethos-u85-256"]
-    assert _run("export", run, "--format", "tflite", "--out", tmp_path / "x.tflite").exit_code == 0
-    first = estimate((tmp_path / "x.tflite").read_bytes(), U55)
-    assert rows[U55] == [f"{first.cycles:,} cycle", f"{first.sram:,}", "0", f"{first.flash:,}", "0"]
-    assert f"{U55}: estimates of ethos-u-vela 5." in result.output
-    assert first.setting in result.output
-    stage = json.loads((run / "run.json").read_text())["stages"][-1]
-    assert rows["size"] == [f"{stage['size']:,.0f} B", "", "", "", ""]
-    assert rows["macs"][0] == f"{stage['macs']:,.0f} MAC"
-
-
-def test_formulas_need_no_compiler(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def started(*args: object, **kwargs: object) -> None:
-        raise AssertionError(args)
-
-    monkeypatch.setattr(subprocess, "run", started)
-    result = _run("cost", run, "--target", "ne16", "--target", "size")
-    assert result.exit_code == 0, result.output
-    assert list(_rows(result.output)) == ["ne16", "size", "macs", "ram"]
-    assert "SRAM" not in result.output
-
-
-@needs_vela
-@pytest.mark.parametrize(
-    ("target", "named"),
-    [
-        ("ethos-u55-12", "`target` is 'ethos-u55-12'; Vela 5"),
-        ("ne17", "`target` is 'ne17'; allowed are size, macs"),
-        ("nowhere.toml", "nowhere.toml"),
-        ("nowhere:cost", "nowhere:cost"),
-    ],
-)
-def test_a_wrong_target_is_named_with_the_allowed_ones(target: str, named: str, tmp_path: Path) -> None:
-    result = _run("cost", tmp_path, "--target", target)
-    assert result.exit_code == 2
-    (line,) = result.stderr.strip().splitlines()
-    assert named in line
-    assert U55 in line or target.startswith("nowhere")
-
-
-def test_operators_on_the_cpu_are_said(run: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = Estimate(7, 6, 5, 4, 3, 1, "system", "mode")
-    monkeypatch.setattr("zerobit.measure.network_costs.estimate", lambda file, target: figures)
-    result = _run("cost", run, "--target", U55)
-    assert result.exit_code == 0, result.output
-    assert _rows(result.output)[U55] == ["7 cycle", "6", "5", "4", "3"]
-    assert "Cycles have nothing of operators on the CPU." in result.output
-
-
-@pytest.mark.parametrize("name", ["resnet8", "dscnn", "digits"])
-def test_a_cut_network_costs_what_its_plan_costs(name: str) -> None:
-    net = scramble(attached(name), 0)
-    plan = decide(net)
-    small = apply(net, plan)
-    for title in cost_names():
-        cost = named_cost(title)
-        assert float(cost(usage(small.graph, cut_bits(small)))) == pytest.approx(
-            float(cost(usage(net.graph, plan.net_bits()))), rel=1e-12
-        )
