@@ -232,6 +232,10 @@ def test_the_report_names_all_layers(result: zb.Result, tmp_path: Path) -> None:
     for stage in result.stages:
         assert f"<td>{stage.name}<" in page
     assert "size &lt;= 30%" in page
+    times = [stage.seconds for stage in result.stages]
+    assert times[0] == 0
+    assert min(times[1:]) > 0, "of search and of fine-tuning"
+    assert all(f"<td>{t:,.1f}<" in page for t in times[1:])
     assert "http" not in page, "a page that loads nothing"
 
 

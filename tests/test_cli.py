@@ -13,10 +13,14 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
+import zerobit
 from zerobit import export
 from zerobit.cli import app
-from zerobit.cost.registry import cost_names
+from zerobit.cost.registry import cost_names, named_cost
 from zerobit.export.c99.toolchain import missing_tools
+from zerobit.options import MethodOptions, asked_costs, make_method
+from zerobit.plan import Plan
+from zerobit.search.methods import METHODS
 from zerobit.workflows import load_run
 
 COMMANDS: dict[str, set[str]] = {
@@ -27,7 +31,8 @@ COMMANDS: dict[str, set[str]] = {
     "search": {
         "--task", "--data", "--model", "--budget", "--target", "--max-drop", "--strength", "--out", "--float",
         "--float-epochs",
-        "--method", "--shared", "--sampling", "--frozen", "--bits", "--min-channels", "--multiple-of", "--epochs",
+        "--method", "--weight-bits", "--activation-bits", "--granularity", "--shared", "--sampling", "--power-of-two",
+        "--plan", "--frozen", "--bits", "--min-channels", "--multiple-of", "--epochs",
         "--lr", "--distillation", "--batch", "--seed", "--device", "--download",
     },
     "inspect": {"--input", "--frozen", "--bits", "--min-channels", "--multiple-of", "--json", "target"},
@@ -141,6 +146,59 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_fixed_width_needs_no_budget_and_the_plan_of_a_run_is_trained_again(run: Path, tmp_path: Path) -> None:
+    for given, share in ((("--weight-bits", 4), 0.5), (("--plan", run / "plan.json"), 0.25)):
+        folder = tmp_path / given[0]
+        result = _run(
+            "search", "--method", "fixed", *given, "--float", run / "float.safetensors", "--epochs", 1, 0,
+            "--batch", 256, "--device", "cpu", "--out", folder,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        stages = {s["name"]: s for s in json.loads((folder / "run.json").read_text(encoding="utf-8"))["stages"]}
+        assert 0.95 * share * 19_408 < stages["exported"]["size"] <= share * 19_408
+    plans = [Plan.from_json((path / "plan.json").read_text(encoding="utf-8")) for path in (run, folder)]
+    assert plans[0].hash == plans[1].hash
+
+
+def test_a_plan_of_another_network_is_found_before_any_training(run: Path, tmp_path: Path) -> None:
+    result = _run(
+        "search", "--method", "fixed", "--plan", run / "plan.json", "--model", "resnet8", "--out", tmp_path / "run"
+    )
+    assert result.exit_code == 2, result.output
+    assert "`plan` has groups" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_the_options_that_it_is_said_to_take(name: str) -> None:
+    """And is made with them, by its name in the package."""
+    values: dict[str, Any] = {
+        "weight_bits": "0,2,4,8", "activation_bits": "4,8", "granularity": "channel", "shared": True,
+        "sampling": "gumbel", "power_of_two": True,
+    }  # fmt: skip
+    given = {option: value for option, value in values.items() if option in METHODS[name].options}
+    if name == "fixed":
+        given = {"weight_bits": "6", "activation_bits": "4"}
+    made = make_method(name, MethodOptions(**given))
+    assert type(made) is METHODS[name].load() is getattr(zerobit, METHODS[name].type_name)
+    for option, value in given.items():
+        field = {"power_of_two": "restrict"}.get(option, option)
+        widths = tuple(int(b) for b in str(value).split(",")) if option.endswith("bits") else None
+        assert getattr(made, field) == (widths or ("power_of_two" if option == "power_of_two" else value))
+
+
+def test_a_softmax_suits_itself_to_a_device_unless_it_is_told() -> None:
+    asked = MethodOptions(activation_bits="4,8")
+    for budget, granularity in (("size=25%", "channel"), ("ne16.cycles=25%", "layer")):
+        made = make_method("softmax", asked, lambda entry=budget: asked_costs([entry], None, None, ()))
+        assert isinstance(made, zerobit.ChannelSoftmax)
+        assert made.granularity == granularity
+    told = make_method("softmax", MethodOptions(granularity="channel"), lambda: [named_cost("ne16")])
+    assert isinstance(told, zerobit.ChannelSoftmax)
+    assert told.granularity == "channel"
+    assert make_method("softmax") is None
+
+
 def _copy(run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "run"))
 
@@ -155,6 +213,7 @@ def test_a_search_leaves_everything_in_its_folder(run: Path) -> None:
     assert list(stages) == ["float", "searched", "fine-tuned", "exported"]
     assert stages["exported"]["size"] <= 0.25 * 19_408
     assert stages["float"]["size"] == 4 * 19_408
+    assert [s["seconds"] > 0 for s in stages.values()] == [False, True, True, False]
 
 
 def test_the_same_command_again_resumes(run: Path, tmp_path: Path) -> None:
@@ -246,7 +305,27 @@ def test_verify_finds_a_file_of_another_network(run: Path, tmp_path: Path) -> No
         (("search", "--strength", "size=much"), "`strength`"),
         (("search", "--strength", "size=-1"), "`strength`"),
         (("search", "--max-drop", "-1"), "`max_drop`"),
-        (("search", "--budget", "size=25%", "--method", "guess"), "`method` is 'guess'"),
+        (("search", "--budget", "size=25%", "--method", "guess"), f"`method` is 'guess'; allowed are {(*METHODS,)}"),
+        (("search", "--budget", "size=25%", "--weight-bits", "0,1"), "`weight_bits`"),
+        (("search", "--budget", "size=25%", "--weight-bits", "few"), "`weight_bits` is 'few'"),
+        (("search", "--budget", "size=25%", "--activation-bits", "0,8"), "`activation_bits`"),
+        (("search", "--budget", "size=25%", "--granularity", "kernel"), "`granularity` is 'kernel'"),
+        (("search", "--weight-bits", "0,8"), "`budget`, `strength`, `max_drop`"),
+        (
+            ("search", "--budget", "size=25%", "--method", "djpq", "--sampling", "soft"),
+            "`sampling` is 'soft'; `method` 'djpq' has no such option, allowed are --weight-bits, --activation-bits, "
+            "--granularity, --power-of-two; leave it out",
+        ),
+        (("search", "--budget", "size=25%", "--method", "sequential", "--shared"), "`shared` is given; `method` 'seq"),
+        (("search", "--budget", "size=25%", "--power-of-two"), "`power_of_two` is given; `method` 'softmax' has no"),
+        (("search", "--budget", "size=25%", "--plan", "plan.json"), "`plan` is 'plan.json'; `method` 'softmax' has no"),
+        (("search", "--method", "fixed", "--granularity", "layer"), "`granularity` is 'layer'; `method` 'fixed'"),
+        (("search", "--method", "fixed"), "`weight_bits` or `plan`: neither is given"),
+        (("search", "--method", "fixed", "--weight-bits", "4", "--plan", "p"), "`weight_bits` or `plan`: both"),
+        (("search", "--method", "fixed", "--weight-bits", "2,4"), "`weight_bits` is '2,4'; `method` 'fixed' takes one"),
+        (("search", "--method", "fixed", "--weight-bits", "1"), "`weight_bits` holds 1"),
+        (("search", "--method", "fixed", "--weight-bits", "4", "--max-drop", "1"), "`max_drop` is 0.01, but `method`"),
+        (("search", "--method", "fixed", "--plan", "nowhere.json"), "`plan` nowhere.json can't be read"),
         (("search", "--budget", "size=25%", "--sampling", "soft"), "`sampling` is 'soft'"),
         (("search", "--budget", "size=25%", "--task", "mnist"), "'mnist'"),
         (("search", "--budget", "size=25%", "--model", "resnet9"), "'resnet9'"),

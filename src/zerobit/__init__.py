@@ -19,15 +19,25 @@ if TYPE_CHECKING:
     from zerobit.integer.lower import settle
     from zerobit.plan import Plan
     from zerobit.search.attach import attach, calibrate
+    from zerobit.search.methods.bsq import Bsq
+    from zerobit.search.methods.djpq import Djpq
+    from zerobit.search.methods.fixed import Fixed
+    from zerobit.search.methods.fracbits import FracBits
+    from zerobit.search.methods.sequential import PruneThenQuantize
     from zerobit.search.methods.softmax import ChannelSoftmax
     from zerobit.search.net import SearchNet
 
 _HOME = {
+    "Bsq": "zerobit.search.methods.bsq",
     "Budget": "zerobit.cost.price",
     "ChannelSoftmax": "zerobit.search.methods.softmax",
     "Coverage": "zerobit.coverage",
+    "Djpq": "zerobit.search.methods.djpq",
+    "Fixed": "zerobit.search.methods.fixed",
+    "FracBits": "zerobit.search.methods.fracbits",
     "Normalisation": "zerobit.api",
     "Plan": "zerobit.plan",
+    "PruneThenQuantize": "zerobit.search.methods.sequential",
     "QuantNet": "zerobit.cut.apply",
     "Result": "zerobit.api",
     "SearchNet": "zerobit.search.net",
@@ -45,11 +55,16 @@ _HOME = {
 }
 
 __all__ = [
+    "Bsq",
     "Budget",
     "ChannelSoftmax",
     "Coverage",
+    "Djpq",
+    "Fixed",
+    "FracBits",
     "Normalisation",
     "Plan",
+    "PruneThenQuantize",
     "QuantNet",
     "Result",
     "SearchNet",

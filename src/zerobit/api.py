@@ -30,10 +30,10 @@ from zerobit.plan import Plan
 from zerobit.report import Stage, html_page, layer_rows, write_text
 from zerobit.search.attach import attach, calibrate
 from zerobit.search.control import Control, Count, Widths
-from zerobit.search.method import AbstractMethod
+from zerobit.search.method import AbstractMethod, Granularity
 from zerobit.search.methods.softmax import ChannelSoftmax
 from zerobit.search.net import SearchNet
-from zerobit.train.loop import Hardware
+from zerobit.train.loop import Hardware, duration
 from zerobit.train.objective import Batch, Objective, accuracy, evaluate, split_batch
 from zerobit.train.phases import Data, Recipe, finetune, search
 
@@ -198,13 +198,15 @@ def compress(
         progress: whether to show progress.
 
     Raises:
-        BudgetError: no budget, or one that can't be read or met; names the smallest reachable value.
+        BudgetError: no budget, or one that can't be read or met; names the smallest reachable value. A method that
+            chooses nothing needs none, and can't keep a drop.
         CaptureError: the model can't be captured.
         FormatError: a pattern that matches nothing, or a number that can't be.
         TrainingError: a loss that is not finite, an empty loader, batches of another form.
     """
     objective = Objective(loss, metric, batch_format, distillation)
-    price = make_price(budget, strength, max_drop, targets)
+    chooses = method is None or method.chooses
+    price = make_price(budget, strength, max_drop, targets, chooses=chooses)
     job = _Job(
         data=Data(train_loader, val_loader),
         test=test_loader,
@@ -215,7 +217,7 @@ def compress(
         console=Console(quiet=not progress),
         costs=price.costs,
     )
-    best_multiple = max(cost.channel_multiple for cost in price.costs)
+    best_multiple = max(cost.channel_multiple for cost in price.costs) if chooses else 1
     control = Control.of(frozen, bits, min_channels, best_multiple if multiple_of is None else multiple_of)
     torch.manual_seed(seed)
     teacher = copy.deepcopy(model).eval()
@@ -224,14 +226,15 @@ def compress(
     if max_drop is None:
         check_limits(net, price)
     float_stage = job.stage("float", teacher, net.graph, None)
-    search(
+    history = search(
         net, price, teacher, job.data, objective, job.recipe, job.hardware,
         checkpoint=job.file("search.ckpt"), console=job.console,
     )  # fmt: skip
     if max_drop is not None:
-        plan, small, stages = _smallest_within(net, teacher, job, max_drop, float_stage)
+        plan, small, (searched, tuned) = _smallest_within(net, teacher, job, max_drop, float_stage)
     else:
-        plan, small, stages = _finish(net, price, teacher, job)
+        plan, small, (searched, tuned) = _finish(net, price, teacher, job)
+    stages = (float_stage, replace(searched, seconds=duration(history)), tuned)
     facts = {
         "budget": price.describe(),
         "method": repr(net.method),
@@ -239,7 +242,7 @@ def compress(
         "seed": str(seed),
         "control": control.describe(),
     }
-    return Result(small.cpu(), plan, net.graph, (float_stage, *stages), normalisation, examples, facts)
+    return Result(small.cpu(), plan, net.graph, stages, normalisation, examples, facts)
 
 
 @dataclass(frozen=True)
@@ -288,7 +291,7 @@ def _prepare(
         msg = "`train_loader` gave no batch; it must give at least one; check its length"
         raise TrainingError(msg)
     args, kwargs = batches[0]
-    default = _default_method(price)
+    default = ChannelSoftmax(granularity=fitting_granularity(price.costs))
     net = attach(model, args, method or default, kwargs, **vars(control))
     calibrate(net, batches)
     limits = price.limits(net.graph)
@@ -305,9 +308,9 @@ def _prepare(
     return net, samples
 
 
-def _default_method(price: AbstractPrice) -> ChannelSoftmax:
-    """A width per channel, or per layer where a device pays for each width in a layer anew."""
-    return ChannelSoftmax(granularity="layer" if any(cost.run_per_width for cost in price.costs) else "channel")
+def fitting_granularity(costs: Sequence[AbstractCost]) -> Granularity:
+    """Of widths: per channel, or per layer where a device pays for each width in a layer anew."""
+    return "layer" if any(cost.run_per_width for cost in costs) else "channel"
 
 
 #: Share of the cost at the widest width above which the narrowest saves little.
@@ -335,17 +338,18 @@ def _announce(graph: Graph, price: AbstractPrice, console: Console) -> None:
 
 def _finish(
     net: SearchNet, price: AbstractPrice, teacher: nn.Module, job: _Job, name: str = "finetune.ckpt"
-) -> tuple[Plan, QuantNet, tuple[Stage, ...]]:
+) -> tuple[Plan, QuantNet, tuple[Stage, Stage]]:
     """Decide, cut, fine-tune; then biases become what integers make of them, so that what is measured is exported."""
     plan = decide(net, price)
     small = apply(net, plan)
     searched = job.stage("searched", small, net.graph, plan)
-    finetune(
+    history = finetune(
         small, teacher, job.data, job.objective, job.recipe, job.hardware,
         checkpoint=job.file(name), console=job.console,
     )  # fmt: skip
     settle(small)
-    return plan, small, (searched, job.stage("fine-tuned", small, net.graph, plan))
+    tuned = replace(job.stage("fine-tuned", small, net.graph, plan), seconds=duration(history))
+    return plan, small, (searched, tuned)
 
 
 #: Shares tried where the drop is limited.
@@ -355,7 +359,7 @@ _MAX_DROP_RANGE = (0.03, 1.0)
 
 def _smallest_within(
     net: SearchNet, teacher: nn.Module, job: _Job, max_drop: float, reference: Stage
-) -> tuple[Plan, QuantNet, tuple[Stage, ...]]:
+) -> tuple[Plan, QuantNet, tuple[Stage, Stage]]:
     """Bisect the size, on a logarithmic scale, for the smallest network within the drop on validation data.
 
     The preferences of one search are projected to each size; only fine-tuning is repeated.
@@ -364,7 +368,7 @@ def _smallest_within(
         BudgetError: no size tried keeps the drop; names the best.
     """
     low, high = _MAX_DROP_RANGE
-    best: tuple[Plan, QuantNet, tuple[Stage, ...]] | None = None
+    best: tuple[Plan, QuantNet, tuple[Stage, Stage]] | None = None
     least = float("inf")
     share = 0.25
     for round_ in range(_MAX_DROP_ROUNDS):

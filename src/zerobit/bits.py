@@ -46,11 +46,7 @@ class BitDist:
         Args:
             bits: [C], in 0..8; below 2 the neighbours are 0 and 2.
         """
-        grid = torch.tensor(GRID, dtype=torch.float64, device=bits.device)
-        x = bits.double()[:, None]
-        below = torch.cat([grid[:1] - 1, grid[:-1]])
-        above = torch.cat([grid[1:], grid[-1:] + 1])
-        return BitDist(torch.minimum((x - below) / (grid - below), (above - x) / (above - grid)).clamp(0, 1))
+        return BitDist(blend(bits, GRID))
 
     @staticmethod
     def one_hot(bits: Sequence[int] | Tensor) -> "BitDist":
@@ -68,6 +64,28 @@ class BitDist:
     def bits(self) -> Tensor:
         """[C], expected width; a removed channel counts 0."""
         return self.p @ torch.tensor(GRID, dtype=self.p.dtype, device=self.p.device)
+
+
+def blend(values: Tensor, points: Sequence[int]) -> Tensor:
+    """Shares of the two neighbours of each value, linear between them.
+
+    Args:
+        values: [C], between the first point and the last; differentiable.
+        points: W numbers, ascending.
+
+    Returns:
+        float64 [C, W], rows sum to 1.
+    """
+    grid = torch.tensor(points, dtype=torch.float64, device=values.device)
+    if len(points) == 1:
+        return torch.ones(len(values), 1, dtype=torch.float64, device=values.device)
+    x = values.double()
+    # between the same two neighbours at a point as just above it, below the last point: a slope everywhere
+    lower = (torch.searchsorted(grid, x.detach().contiguous(), right=True) - 1).clamp(0, len(points) - 2)
+    share = (x - grid[lower]) / (grid[lower + 1] - grid[lower])
+    empty = torch.zeros(len(x), len(points), dtype=torch.float64, device=x.device)
+    pair = torch.stack([1 - share, share], 1)
+    return empty.scatter(1, torch.stack([lower, lower + 1], 1), pair)
 
 
 @cache

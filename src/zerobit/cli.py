@@ -126,9 +126,24 @@ def search(
         typer.Option("--float", help="float network from `zerobit train`; trained in the run if left out"),
     ] = None,
     float_epochs: Annotated[int, typer.Option(help="epochs of that training")] = 40,
-    method: Annotated[str, typer.Option(help="softmax")] = "softmax",
-    shared: Annotated[bool, typer.Option("--shared", help="the published coupled form")] = False,
-    sampling: Annotated[str, typer.Option(help="hard, softmax or gumbel")] = "hard",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="softmax, djpq, fracbits or bsq; sequential, which prunes first and quantises then; "
+            "or fixed, which trains at given widths and needs no budget"
+        ),
+    ] = "softmax",
+    weight_bits: Annotated[
+        str | None, typer.Option(help="WIDTHS offered to weights, such as 0,2,4,8; 0 removes channels; one with fixed")
+    ] = None,
+    activation_bits: Annotated[str | None, typer.Option(help="WIDTHS offered to activations, such as 4,8")] = None,
+    granularity: Annotated[
+        str | None, typer.Option(help="a width per channel or per layer (djpq: tensor or channel); not with fixed")
+    ] = None,
+    shared: Annotated[bool, typer.Option("--shared", help="softmax: the published coupled form")] = False,
+    sampling: Annotated[str | None, typer.Option(help="softmax: hard, softmax or gumbel; hard if left out")] = None,
+    power_of_two: Annotated[bool, typer.Option("--power-of-two", help="djpq: only 2, 4 and 8 bit")] = False,
+    plan: Annotated[Path | None, typer.Option(help="fixed: plan.json of a run, instead of one width")] = None,
     frozen: Frozen = None,
     bits: Bits = None,
     min_channels: MinChannels = None,
@@ -142,9 +157,10 @@ def search(
     download: Download = False,
 ) -> None:
     """Compress a network of the zoo: search, cut, fine-tune, export."""
-    from zerobit.options import make_control, make_method
+    from zerobit.options import MethodOptions, asked_costs, make_control, make_method
     from zerobit.workflows import Settings, compress_task
 
+    asked = MethodOptions(weight_bits, activation_bits, granularity, shared, sampling, power_of_two, plan)
     settings = Settings(
         task=task, out=out, data=data, model=model, seed=seed, batch=batch, device=device, download=download,
         command=_command(),
@@ -157,7 +173,7 @@ def search(
         targets=target or (),
         float_path=float_,
         float_epochs=float_epochs,
-        method=make_method(method, shared=shared, sampling=sampling),
+        method=make_method(method, asked, lambda: asked_costs(budget, max_drop, strength, target or ())),
         control=make_control(frozen, bits, min_channels, multiple_of),
         epochs=epochs,
         lr=lr,

@@ -1,31 +1,138 @@
 """What the options of the command line mean: methods, patterns, widths, shapes, models."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from zerobit.cost.parse import parse_budgets
-from zerobit.errors import BudgetError, CaptureError, FormatError
+from zerobit.api import fitting_granularity
+from zerobit.cost.base import AbstractCost
+from zerobit.cost.parse import make_price, parse_budgets
+from zerobit.errors import BudgetError, CaptureError, FormatError, PlanError
+from zerobit.formats import check_bits
 from zerobit.importing import import_object
+from zerobit.plan import Plan
 from zerobit.search.control import Control, Count
 from zerobit.search.method import AbstractMethod
-from zerobit.search.methods.softmax import ChannelSoftmax
+from zerobit.search.methods import named_method
+
+#: The method of who names none.
+_DEFAULT = "softmax"
+#: Temperature at which soft choices end, nearly hard.
+_SOFT_END = 0.05
 
 
-def make_method(name: str, *, shared: bool, sampling: str) -> AbstractMethod | None:
-    """The method of a name; None for the default, which starts near the budget.
+@dataclass(frozen=True)
+class MethodOptions:
+    """What is asked of a method; None or False where nothing is.
+
+    Attributes:
+        weight_bits: widths offered to weights, "0,2,4,8"; the one width of a fixed method.
+        activation_bits: widths offered to activations.
+        granularity: of widths.
+        shared: the published coupled form.
+        sampling: of choices.
+        power_of_two: only widths of 2, 4 and 8 bit.
+        plan: file of a plan.
+    """
+
+    weight_bits: str | None = None
+    activation_bits: str | None = None
+    granularity: str | None = None
+    shared: bool = False
+    sampling: str | None = None
+    power_of_two: bool = False
+    plan: Path | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that were asked for."""
+        return {name: value for name, value in vars(self).items() if value is not None and value is not False}
+
+
+def make_method(
+    name: str, asked: MethodOptions | None = None, costs: Callable[[], Sequence[AbstractCost]] = tuple
+) -> AbstractMethod | None:
+    """The method of a name; None for the default with nothing asked of it, which suits itself to the costs.
+
+    Args:
+        name: as on the command line.
+        asked: of it.
+        costs: what is charged for; a softmax has a width per layer where that suits them better.
 
     Raises:
-        FormatError: there is none of that name, or no such sampling.
+        FormatError: there is none of that name, it has no such option, or a value that is not allowed.
+        PlanError: the plan can't be read.
     """
-    if name != "softmax":
-        msg = f"`method` is {name!r}; allowed are ('softmax',); choose one of these"
-        raise FormatError(msg)
-    if not shared and sampling == "hard":
+    entry, given = named_method(name), (asked or MethodOptions()).given()
+    for option, value in given.items():
+        if option not in entry.options:
+            what = "is given" if value is True else f"is {str(value)!r}"
+            takes = ", ".join(_written(o) for o in entry.options)
+            msg = f"`{option}` {what}; `method` {name!r} has no such option, allowed are {takes}; leave it out"
+            raise FormatError(msg)
+    if name == _DEFAULT and not given:
         return None
-    soft = sampling != "hard"
-    return ChannelSoftmax(shared=shared, sampling=sampling, end_temperature=0.05 if soft else 1.0)  # type: ignore[arg-type]
+    arguments = _fixed_arguments(given) if name == "fixed" else _arguments(given)
+    if name == _DEFAULT and "granularity" not in arguments:
+        arguments["granularity"] = fitting_granularity(costs())
+    return entry.load()(**arguments)
+
+
+def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a class is made with."""
+    result = dict(given)
+    for option in ("weight_bits", "activation_bits"):
+        if option in given:
+            result[option] = parse_widths(option, given[option])
+    if given.get("sampling", "hard") != "hard":
+        result["end_temperature"] = _SOFT_END
+    if result.pop("power_of_two", False):
+        result["restrict"] = "power_of_two"
+    return result
+
+
+def _fixed_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What `Fixed` is made with."""
+    if ("weight_bits" in given) == ("plan" in given):
+        what = "neither is given" if "plan" not in given else "both are given"
+        msg = f"`weight_bits` or `plan`: {what}; `method` 'fixed' takes one of them; write --weight-bits 4"
+        raise FormatError(msg)
+    result = _arguments(given)
+    if "plan" in given:
+        return {**result, "plan": _read_plan(given["plan"])}
+    widths = check_bits("weight_bits", result.pop("weight_bits"), allow_zero=False)
+    if len(widths) != 1:
+        msg = f"`weight_bits` is {given['weight_bits']!r}; `method` 'fixed' takes one width, from 2 to 8; write one"
+        raise FormatError(msg)
+    return {**result, "bits": widths[0]}
+
+
+def _read_plan(path: Path) -> Plan:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"`plan` {path} can't be read ({error}); it must be a plan.json of a run; give another file"
+        raise PlanError(msg) from None
+    return Plan.from_json(text)
+
+
+def _written(option: str) -> str:
+    return "--" + option.replace("_", "-")
+
+
+def asked_costs(
+    budget: Sequence[str] | None, max_drop: float | None, strength: str | None, targets: Sequence[str]
+) -> Sequence[AbstractCost]:
+    """What a command charges for.
+
+    Raises:
+        BudgetError: none or several of the first three are given, or one can't be read.
+    """
+    limits = parse_budgets(budget) if budget else None
+    return make_price(limits, parse_strength(strength), max_drop, targets).costs
 
 
 def parse_strength(text: str | None) -> tuple[str, float] | None:

@@ -48,6 +48,8 @@ class Stage:
         size: bytes of weights.
         macs: multiplications per sample.
         costs: name -> other costs that were limited, with their units; none of the float network.
+        seconds: wall time of the training that made it of the stage before; 0 without one. Two stages that differ in
+            it only are equal.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Stage:
     size: float
     macs: float
     costs: Mapping[str, str] = field(default_factory=dict[str, str])
+    seconds: float = field(default=0.0, compare=False)
 
 
 def layer_rows(graph: Graph, plan: Plan) -> list[LayerRow]:
@@ -153,13 +156,15 @@ def html_page(title: str, stages: Sequence[Stage], rows: Sequence[LayerRow], fac
 
 def _stage_html(stages: Sequence[Stage]) -> str:
     names = _cost_names(stages)
-    titles = ("network", "validation", "test", "weights [B]", "of 8 bit", "MACs", *map(html.escape, names))
+    costs = map(html.escape, names)
+    titles = ("network", "validation", "test", "weights [B]", "of 8 bit", "MACs", *costs, "training [s]")
     head = "<tr>" + "".join(f"<th>{title}" for title in titles)
     full = stages[0].size / 4
     body = "".join(
         f"<tr><td>{html.escape(s.name)}<td>{_percent(s.val)}<td>{_percent(s.test)}"
         f"<td>{s.size:,.0f}<td>{s.size / full:.1%}<td>{s.macs:,.0f}"
         + "".join(f"<td>{html.escape(s.costs.get(name, ''))}" for name in names)
+        + (f"<td>{s.seconds:,.1f}" if s.seconds else "<td>")
         for s in stages
     )
     return f"<table>{head}{body}</table>"

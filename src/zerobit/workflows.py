@@ -21,6 +21,7 @@ from zerobit.errors import TrainingError
 from zerobit.options import make_model, parse_input, parse_strength, parse_widths
 from zerobit.report import Stage, layer_rows, layer_table, stage_table, write_text
 from zerobit.runs import Run, load_float, save_float
+from zerobit.search.attach import attach
 from zerobit.search.control import Control
 from zerobit.search.method import AbstractMethod
 from zerobit.train.loop import Hardware
@@ -122,11 +123,14 @@ def compress_task(
 ) -> Result:
     """Compress a network of the zoo and write everything to the run folder."""
     limits, charge = parse_budgets(budget) if budget else None, parse_strength(strength)
-    make_price(limits, charge, max_drop, targets)  # a mistake here is better known before a float network is trained
+    chooses = method is None or method.chooses
+    make_price(limits, charge, max_drop, targets, chooses=chooses)  # a mistake is better known before any training
     task, definition = settings.load()
     net, control = definition.build(task.num_classes), control or Control()
     if control != Control():
         inspect(net, torch.zeros(1, *definition.input_shape), method, **vars(control))  # a mistake is found here
+    if method is not None and not method.chooses:
+        attach(net, torch.rand(2, *definition.input_shape), method, **vars(control))  # and a plan of another network
     float_path = float_path or settings.out / _FLOAT
     if float_path.exists() or float_path != settings.out / _FLOAT:
         load_float(net, float_path)
@@ -215,7 +219,7 @@ def _exported_stage(result: Result, path: Path, task: ZooTask) -> Stage:
         return float((logits.argmax(1) == split.y.numpy()).mean())
 
     last = result.stages[-1]
-    return replace(last, name="exported", val=score(task.val), test=score(task.test))
+    return replace(last, name="exported", val=score(task.val), test=score(task.test), seconds=0.0)
 
 
 def raw_images(split: Split) -> np.ndarray:

@@ -45,10 +45,10 @@ def _cost(net: SearchNet, plan: Plan, cost_name: str) -> float:
 def _check_coupling(net: SearchNet, plan: Plan) -> None:
     """What shares a choice in training has one width in the plan."""
     method = net.method
-    assert isinstance(method, ChannelSoftmax)
-    if method.granularity == "layer":
-        assert all(len({b for b in w.bits if b}) <= 1 for w in plan.weights.values())
-    if method.shared:
+    for name, weight in plan.weights.items():
+        if net.weight_slot(name).quantizer.per_layer:
+            assert len({b for b in weight.bits if b}) <= 1
+    if method.coupled:
         for group in net.graph.groups:
             for unit in range(group.units):
                 rows = {n: net.graph.row_units(n).get(group.name, np.array([])) for n in plan.weights}
@@ -87,9 +87,17 @@ def test_budgets_are_kept_and_spent(name: str, method: str, cost: str) -> None:
         assert spent <= limit
         _check_coupling(net, plan)
         largest = _widest(net, cost)
-        if name == "digits" and METHODS[method].granularity == "channel":
+        if name == "digits" and not _per_layer(net):
             assert spent >= 0.95 * min(limit, largest)
         _assert_nothing_more_fits(net, plan, cost, limit)
+
+
+def _per_layer(net: SearchNet) -> bool:
+    """Whether some weight has one width for all its channels, though it could have several."""
+    return any(
+        slot.quantizer.per_layer and len(slot.quantizer.widths) > 1
+        for slot in (net.weight_slot(name) for name in net.graph.searched_weights)
+    )
 
 
 def _widest(net: SearchNet, cost: str) -> float:
@@ -105,8 +113,7 @@ def _widest(net: SearchNet, cost: str) -> float:
 def _assert_nothing_more_fits(net: SearchNet, plan: Plan, cost: str, limit: float) -> None:
     """No channel can be a step wider: tried one by one, for methods whose channels choose alone."""
     method = net.method
-    assert isinstance(method, ChannelSoftmax)
-    if method.shared or method.granularity == "layer":
+    if method.coupled or _per_layer(net):
         return
     now = _cost(net, plan, cost)
     for name, weight in plan.weights.items():

@@ -192,7 +192,7 @@ def _counted(net: QuantNet, row: ModelCase, depthwise: list[bool]) -> dict[str, 
         "size": (size + rest) / 8,
         "macs": float(sum(macs.values())),
         "bops": float(sum(n * a * w for (a, w), n in macs.items())),
-        "mpic": sum(n / MPIC[a, wide[w]] for (a, w), n in macs.items()),
+        "mpic": sum(n / MPIC[wide[a], wide[w]] for (a, w), n in macs.items()),
     }
 
 

@@ -1,6 +1,7 @@
 """The loop: records, mistakes by name, and a killed run that goes on as if it had not been killed."""
 
 import math
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from zerobit.cost.price import Budget
 from zerobit.cut.apply import apply
 from zerobit.cut.decide import decide
 from zerobit.errors import CheckpointError, TrainingError
-from zerobit.train.loop import Epoch, Hardware, cosine, one_cycle
+from zerobit.train.loop import Epoch, Hardware, cosine, duration, one_cycle
 from zerobit.train.objective import Objective
 from zerobit.train.phases import Data, Recipe, finetune, search, train_float
 
@@ -83,7 +84,7 @@ def _float(objective: Objective, file: Path | None) -> tuple[nn.Module, list[Epo
 PHASES: dict[str, Run] = {
     "float": _float,
     "fine-tune": _finetune,
-    **{f"search {m}": _search(m) for m in ("default", "shared", "gumbel", "activations")},
+    **{f"search {m}": _search(m) for m in ("default", "shared", "gumbel", "activations", "fracbits")},
 }
 
 
@@ -116,6 +117,19 @@ def test_every_epoch_is_recorded(name: str) -> None:
     assert all(math.isfinite(e.loss) and 0 <= e.metric <= 1 for e in history)
     assert all(("B" in e.note) == name.startswith("search") for e in history)
     assert all(p.isfinite().all() for p in net.parameters())
+
+
+def test_wall_time_is_kept_over_a_resumption(tmp_path: Path) -> None:
+    def slow(output: Tensor, target: Tensor) -> Tensor:
+        time.sleep(0.01)
+        return F.cross_entropy(output, target)
+
+    file = tmp_path / "phase.ckpt"
+    _, history = _float(Objective(loss=slow), file)
+    assert all(e.seconds >= STEPS * 0.01 for e in history)
+    assert duration(history) == sum(e.seconds for e in history)
+    _, again = _float(Objective(loss=_until(0)), file)
+    assert [e.seconds for e in again] == [e.seconds for e in history]
 
 
 def test_training_lowers_the_loss() -> None:

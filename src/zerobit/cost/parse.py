@@ -18,19 +18,33 @@ def make_price(
     strength: tuple[str, float] | None,
     max_drop: float | None,
     targets: Sequence[str | AbstractCost] = (),
+    *,
+    chooses: bool = True,
 ) -> AbstractPrice:
     """The price that `compress` trains against; exactly one of the first three arguments is to be given.
+
+    Where nothing is chosen, there need not be any: the price is then nothing.
 
     Args:
         budget: as for `compress`.
         strength: as for `compress`.
         max_drop: as for `compress`.
         targets: costs of the user's own, which the others can name.
+        chooses: whether the method has anything to choose.
 
     Raises:
-        BudgetError: none or several are given, or one can't be read.
+        BudgetError: none or several are given, or one can't be read; or a drop is to be kept where nothing is chosen.
     """
     given = [x is not None for x in (budget, strength, max_drop)]
+    if not chooses and max_drop is not None:
+        msg = (
+            f"`max_drop` is {max_drop}, but `method` has fixed widths, of which none is smaller; allowed is a budget, "
+            "which is checked, or nothing; leave it out, or search with another method"
+        )
+        raise BudgetError(msg)
+    if not chooses and not any(given):
+        _own_costs(targets)
+        return Strength(Size(), 0.0)
     if sum(given) != 1:
         msg = (
             f"`budget`, `strength`, `max_drop` are {budget!r}, {strength!r}, {max_drop!r}; exactly one must be given, "

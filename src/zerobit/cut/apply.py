@@ -3,7 +3,6 @@
 import copy
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,13 +10,13 @@ from zerobit.cut.final import settle_searched
 from zerobit.errors import PlanError
 from zerobit.graph.describe import describe
 from zerobit.graph.edits import cut, insert_slot, strip_slots
-from zerobit.graph.ir import ChannelGroup, Graph, Rows
+from zerobit.graph.ir import Graph, Rows
 from zerobit.graph.program import Program, assign, fetch, slot_name
 from zerobit.graph.rows import to_rows
 from zerobit.plan import Plan, WeightPlan
-from zerobit.quant.placement import activation_sites
 from zerobit.quant.ranges import least_squares_step
 from zerobit.quant.slot import ActivationSlot, FixedWeightSlot
+from zerobit.search.fits import check_fits
 from zerobit.search.net import SearchNet
 
 
@@ -88,7 +87,7 @@ def apply(net: SearchNet | QuantNet, plan: Plan) -> QuantNet:
             )
             raise PlanError(msg)
         return copy.deepcopy(net)
-    _check_fits(net.graph, plan)
+    check_fits(net.graph, plan)
     program = copy.deepcopy(net)
     settle_searched(program, plan)
     strip_slots(program)
@@ -106,7 +105,7 @@ def realise(program: Program, graph: Graph, plan: Plan) -> QuantNet:
     Raises:
         PlanError: the plan is of another network, or asks for a kept channel of 0 bit.
     """
-    _check_fits(graph, plan)
+    check_fits(graph, plan)
     device = program.device
     cut(program, graph, plan.kept)
     small = QuantNet(program, plan)
@@ -139,59 +138,3 @@ def _fitted(w_CK: Tensor, bits: list[int]) -> Tensor:
         high = 2 ** (width - 1) - 1
         step[rows] = least_squares_step(w_CK[rows], -high, high).float()
     return step
-
-
-def _check_fits(graph: Graph, plan: Plan) -> None:
-    units = {g.name: g.units for g in graph.groups}
-    if dict(plan.units) != units:
-        msg = (
-            f"`plan` has groups {dict(plan.units)}, the network has {units}; "
-            "use the plan with the network it was decided for"
-        )
-        raise PlanError(msg)
-    weights = set(graph.searched_weights)
-    sites = {site.name: site.tensors for site in activation_sites(graph)}
-    given = {name: a.tensors for name, a in plan.activations.items()}
-    if set(plan.weights) != weights or given != sites:
-        odd = sorted(map(str, set(plan.weights) ^ weights)) or sorted(set(given) ^ set(sites))
-        msg = f"`plan` and the network differ in {odd}; use the plan with the network it was decided for"
-        raise PlanError(msg)
-    for group in graph.groups:
-        _check_kept(group, set(plan.kept[group.name]))
-    for name in plan.weights:
-        _check_bits(graph, plan, name)
-
-
-def _check_kept(group: ChannelGroup, kept: set[int]) -> None:
-    if group.frozen is not None and len(kept) < group.units:
-        msg = (
-            f"`kept.{group.name}` leaves out {sorted(set(range(group.units)) - kept)}, but this group is "
-            f"fixed: {group.frozen}; keep all its units"
-        )
-        raise PlanError(msg)
-
-
-def _check_bits(graph: Graph, plan: Plan, name: str) -> None:
-    """One width per channel, 0 where and only where the channel's unit goes."""
-    bits, channels = plan.weights[name].bits, graph.rows[name].count(graph.parameters[name])
-    if len(bits) != channels:
-        msg = (
-            f"`weights.{name}.bits` has {len(bits)} widths; the weight has {channels} channels; give one "
-            "for each, 0 where it is removed"
-        )
-        raise PlanError(msg)
-    unit_of = graph.row_units(name)
-    stays = np.ones(channels, bool)
-    for group, unit in unit_of.items():
-        stays &= (unit < 0) | np.isin(unit, plan.kept[group])
-    in_group = np.any([unit >= 0 for unit in unit_of.values()], axis=0) if unit_of else np.zeros(channels, bool)
-    for channel, b in enumerate(bits):
-        if not b and not in_group[channel]:
-            msg = f"`weights.{name}.bits` is 0 at channel {channel}, which can't be removed; give it 2 to 8 bits"
-            raise PlanError(msg)
-        if (b > 0) != stays[channel]:
-            msg = (
-                f"`weights.{name}.bits` is {b} at channel {channel}; a kept channel has "
-                "2 to 8 bits, a removed one 0; make `kept` and `bits` agree"
-            )
-            raise PlanError(msg)

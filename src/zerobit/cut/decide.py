@@ -29,14 +29,18 @@ def decide(net: SearchNet, price: AbstractPrice | None = None) -> Plan:
     Args:
         net: from `attach`, trained or not.
         price: the limits of a budget are guaranteed: the hard choice is projected to them and what is left of them is
-            spent. Any other price, or None, takes the hard choice as it is.
+            spent. Any other price, or None, takes the hard choice as it is. So does a method that chooses nothing,
+            for which limits are only checked.
 
     Raises:
         BudgetError: the budget is smaller than the smallest choices cost.
     """
     offer, keep = read_offer(net)
     limits = () if price is None else price.limits(net.graph)
-    return _plan(net, project(net.graph, limits, offer, keep) if limits else preferred(offer, keep))
+    if limits and not net.method.chooses:
+        check_reachable(net.graph, limits, offer)
+    projects = bool(limits) and net.method.chooses
+    return _plan(net, project(net.graph, limits, offer, keep) if projects else preferred(offer, keep))
 
 
 def check_limits(net: SearchNet, price: AbstractPrice) -> None:

@@ -119,6 +119,14 @@ class AbstractGroupChoice(AbstractChoice):
         """
         del importance
 
+    def start_at(self, bits: int) -> None:
+        """Start from a width, or the nearest on offer, where the coupled form knows a way to; in place.
+
+        Args:
+            bits: the width.
+        """
+        del bits
+
 
 def log_preference(probability: Tensor) -> Tensor:
     """Logarithms of probabilities, bounded below."""

@@ -73,6 +73,16 @@ class AbstractMethod(ABC):
         """Whether one choice per group holds gate and width of all its layers."""
         return False
 
+    @property
+    def chooses(self) -> bool:
+        """Whether there is anything to choose; if not, no budget is needed, and one is only checked."""
+        return True
+
+    @property
+    def choosing_share(self) -> float:
+        """Share of a search in which each choice is trained."""
+        return 1.0
+
     @abstractmethod
     def group_choice(self, group: ChannelGroup, rule: UnitRule, *, removable: bool) -> AbstractGroupChoice | None:
         """The choice of a channel group; None if nothing is to choose.
@@ -140,6 +150,14 @@ class AbstractMethod(ABC):
         """
         return min(1.0, progress / ramp) if ramp > 0 else 1.0
 
+    def rate_progress(self, progress: float) -> float:
+        """How far the learning rate of choices has come on its way to 0, as a share 0..1.
+
+        Args:
+            progress: share of the search that is done, 0..1.
+        """
+        return progress
+
     def commit(self, net: Searched, excess: Callable[[NetBits], float]) -> None:
         """Called when the search is over, before anything is decided.
 
@@ -176,4 +194,11 @@ def check_positive(argument: str, value: float) -> None:
     """Raise a FormatError unless a number is positive."""
     if not value > 0:
         msg = f"`{argument}` is {value}; allowed are positive numbers; choose one of these"
+        raise FormatError(msg)
+
+
+def check_not_negative(argument: str, value: float) -> None:
+    """Raise a FormatError if a number is negative."""
+    if not value >= 0:
+        msg = f"`{argument}` is {value}; allowed are numbers from 0; choose one of these"
         raise FormatError(msg)

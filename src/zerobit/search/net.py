@@ -83,6 +83,10 @@ class SearchNet(Program):
         """
         for weight in self.graph.searched_weights:
             self.weight_slot(weight).quantizer.start_at(bits)
+        for group in self.graph.groups:
+            choice = self.group_choice(group)
+            if choice is not None:
+                choice.start_at(bits)
 
     def advance(self, progress: float) -> tuple[nn.Parameter, ...]:
         """Move the schedule: temperature of all choices at a share of the search, 0..1, and what the method does.

@@ -6,8 +6,9 @@ Every epoch draws from its own seed, so a phase that was stopped goes on exactly
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -81,12 +82,19 @@ class Epoch:
         loss: mean over its steps.
         metric: on validation data.
         note: what the phase says of itself, such as the cost of the hard network.
+        seconds: wall time of its steps and of its validation; two epochs that differ in it only are equal.
     """
 
     number: int
     loss: float
     metric: float
     note: str = ""
+    seconds: float = field(default=0.0, compare=False)
+
+
+def duration(history: Sequence[Epoch]) -> float:
+    """Seconds of all epochs, those before a resumption among them."""
+    return sum(epoch.seconds for epoch in history)
 
 
 @dataclass
@@ -162,8 +170,10 @@ def run_phase(
         task = bar.add_task(phase.name, total=phase.epochs * steps, completed=len(history) * steps, note="")
         for number in range(len(history), phase.epochs):
             torch.manual_seed(hardware.seed * 10_007 + number)
+            begin = time.perf_counter()
             loss = _run_epoch(phase, loader, fabric, number, steps, lambda: bar.advance(task))
-            record = Epoch(number + 1, loss, phase.validate(), phase.note())
+            metric = phase.validate()
+            record = Epoch(number + 1, loss, metric, phase.note(), time.perf_counter() - begin)
             history.append(record)
             if checkpoint is not None:
                 _save(phase, history, checkpoint, mark)

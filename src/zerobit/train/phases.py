@@ -130,7 +130,7 @@ def search(
     fabric = hardware.fabric()
     net.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = recipe.choosing_epochs * len(data.train)  # type: ignore[arg-type]
-    choice_lr = recipe.choice_rate(steps)
+    choice_lr = recipe.choice_rate(round(net.method.choosing_share * steps))
 
     def note() -> str:
         with torch.no_grad():
@@ -143,6 +143,9 @@ def search(
         for parameter in net.advance(progress):
             optimizer.state.pop(parameter, None)  # moments of values that are no longer there
 
+    def schedule(group: str, progress: float) -> float:
+        return cosine(net.method.rate_progress(progress) if group == "choices" else progress * recipe.search_share)
+
     phase = Phase(
         name="search",
         epochs=recipe.choosing_epochs,
@@ -150,7 +153,7 @@ def search(
         optimizer=optimizer,
         loss=lambda batch: objective(net, teacher, batch, fabric.device) + price(net),
         validate=lambda: evaluate(net, data.val, objective),
-        schedule=lambda group, progress: cosine(progress if group == "choices" else progress * recipe.search_share),
+        schedule=schedule,
         before_step=advance,
         after_step=lambda: price.update(net),
         note=note,

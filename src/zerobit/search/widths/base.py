@@ -87,21 +87,24 @@ class AbstractWeightQuantizer(nn.Module, ABC):
         return w_CK
 
     @torch.no_grad()
-    def quantized(self, w_CK: Tensor, bits: Tensor) -> Tensor:
+    def quantized(self, w_CK: Tensor, bits: Tensor, factor: Tensor | None = None) -> Tensor:
         """[C, K], the weight at given widths.
 
         Args:
             w_CK: the user's weight.
             bits: int64 [C], each on offer.
+            factor: [C], on each channel; ones if None.
         """
         step = self.step_at(w_CK, bits)[:, None]
         high = (torch.pow(2, bits - 1) - 1).to(step)[:, None]
         low = -high - 1 if self.full_range else -high
-        return step * quantize(self.values(w_CK), step, low, high)
+        levels = quantize(self.values(w_CK), step, low, high)
+        # the factor becomes part of the step, and so it is here, in the same order
+        return (step if factor is None else factor[:, None] * step) * levels
 
     def step_at(self, w_CK: Tensor, bits: Tensor) -> Tensor:
         """[C], steps at given widths, int64 [C]."""
-        columns = torch.searchsorted(torch.tensor(self.widths, device=bits.device), bits)
+        columns = torch.searchsorted(torch.tensor(self.widths, device=bits.device), bits.contiguous())
         steps = self.steps(w_CK)
         return steps.gather(1, columns[:, None].to(steps.device)).squeeze(1)
 

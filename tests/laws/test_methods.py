@@ -1,0 +1,89 @@
+"""Every method on every network of the zoo under every cost: gradients, budgets, and files that compute the same."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cases import randomised
+from searches import METHODS, choice_parameters, scramble
+from zerobit import export
+from zerobit.cost.price import Budget
+from zerobit.cost.registry import named_cost
+from zerobit.cost.usage import usage
+from zerobit.cut.apply import apply
+from zerobit.cut.choices import smallest
+from zerobit.cut.decide import decide, read_offer
+from zerobit.export.verify import verify_onnx
+from zerobit.integer.lower import lower, settle
+from zerobit.search.attach import attach
+from zerobit.search.net import SearchNet
+from zerobit.zoo.models import MODELS
+
+COSTS = ("size", "macs", "bops", "ram", "mpic", "ne16", "gap8", "diana", "cortex_m", "cortex_m.flash")
+#: Formulas, memory, and tiles.
+FEW_COSTS = ("bops", "ram", "ne16")
+#: One row of each family.
+FAMILIES = ("default", "djpq", "fracbits", "bsq", "fixed_4", "sequential")
+#: Networks of every run; the others take minutes.
+QUICK = ("digits", "dscnn", "resnet8")
+
+
+def _tier(name: str, method: str, cost: str | None = None) -> str:
+    """In every run, in that of the model matrix, or where every method is asked for."""
+    is_family = method in FAMILIES
+    few = cost is None or cost in FEW_COSTS
+    if (name == "digits" and (few or is_family)) or (name in QUICK and is_family and few):
+        return "quick"
+    return "matrix" if is_family and few else "every_method"
+
+
+def _row(*values: str) -> object:
+    tier = _tier(*values)
+    marks = [pytest.mark.xdist_group(f"methods-{values[0]}-{values[1]}")]
+    if tier != "quick":
+        marks.append(getattr(pytest.mark, tier))
+    return pytest.param(*values, id="-".join(values), marks=marks)
+
+
+PAIRS = [_row(name, method) for name in MODELS for method in METHODS]
+TRIPLES = [_row(name, method, cost) for name in MODELS for method in METHODS for cost in COSTS]
+
+
+@cache
+def _searched(name: str, method: str) -> SearchNet:
+    """Random choices; a network is captured once for both laws."""
+    definition = MODELS[name]
+    torch.manual_seed(0)
+    model = randomised(definition.build(10)).eval()
+    return scramble(attach(model, torch.randn(4, *definition.input_shape), METHODS[method]), 1)
+
+
+@pytest.mark.parametrize(("name", "method", "cost_name"), TRIPLES)
+def test_every_cost_has_gradients_and_every_budget_is_kept(name: str, method: str, cost_name: str) -> None:
+    net, cost = _searched(name, method), named_cost(cost_name)
+    value = cost(usage(net.graph, net.bits()))
+    if value.requires_grad:  # a network without choices has none
+        gradients = torch.autograd.grad(value, choice_parameters(net), allow_unused=True)
+        assert all(g is None or bool(g.isfinite().all()) for g in gradients)
+    least = float(cost(usage(net.graph, smallest(read_offer(net)[0]).net_bits())))
+    most = float(cost(usage(net.graph, decide(net).net_bits())))
+    limit = max(least, 0.5 * (least + most)) if net.method.chooses else most
+    plan = decide(net, Budget(cost, limit * (1 + 1e-9)))
+    assert float(cost(usage(net.graph, plan.net_bits()))) <= limit * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("name", "method"), PAIRS)
+def test_every_method_ends_in_a_file_that_computes_the_same(name: str, method: str, tmp_path: Path) -> None:
+    net = _searched(name, method)
+    small = apply(net, decide(net)).eval()
+    settle(small)
+    graph = lower(small)
+    (shape,) = graph.inputs.values()
+    count = 2 if name == "mobilenet_v2" else 8
+    x = np.random.default_rng(0).normal(0, 1, (count, *shape)).astype(np.float32)
+    rows = verify_onnx(graph, export.onnx(small, tmp_path / "model.onnx"), dict.fromkeys(graph.inputs, x))
+    assert [row for row in rows if row.differences] == []
+    assert sum(row.values for row in rows) > 0

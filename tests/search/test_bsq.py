@@ -1,0 +1,433 @@
+"""Bit planes: they are the weight's binary digits, the lasso makes them vanish, and what is left is the width."""
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from cases import case
+from searches import attached, choice_parameters, scramble
+from zerobit.cost import Size
+from zerobit.cost.price import Strength
+from zerobit.cost.usage import usage
+from zerobit.cut.apply import apply
+from zerobit.cut.decide import decide
+from zerobit.errors import FormatError
+from zerobit.search.attach import attach
+from zerobit.search.choice import UnitRule
+from zerobit.search.gates.planes import PlaneGate, UnitRows
+from zerobit.search.methods.bsq import Bsq
+from zerobit.search.net import SearchNet
+from zerobit.search.widths.planes import UNIT, VANISHED, PlaneQuantizer
+from zerobit.train.loop import Hardware
+from zerobit.train.objective import Objective
+from zerobit.train.phases import Data, Recipe, search
+
+GRANULARITIES = ("layer", "channel")
+
+
+def _quantizer(
+    integers: list[list[int]], *, per_layer: bool = True, widths: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+) -> PlaneQuantizer:
+    """Planes of given integers, as many as these need."""
+    w = torch.tensor(integers, dtype=torch.float32)
+    quantizer = PlaneQuantizer(w, widths, max(widths), per_layer=per_layer)
+    with torch.no_grad():
+        quantizer.log_step.zero_()
+        quantizer.planes.write(w, torch.full_like(quantizer.planes.live, max(widths) - 1))
+        quantizer.requantize(grow=False)
+    return quantizer
+
+
+def _bits(quantizer: PlaneQuantizer) -> list[int]:
+    return [quantizer.widths[column] for column in quantizer.distribution(hard=True).argmax(1).tolist()]
+
+
+def _digits(integer: int) -> tuple[list[float], list[float]]:
+    positive, negative = (p[:, 0, 0].tolist() for p in _quantizer([[integer, 1]]).planes.digits())
+    return positive, negative
+
+
+@pytest.mark.parametrize("integer", [0, 1, -1, 5, -6, 100, 127, -127])
+def test_planes_are_binary_digits_with_a_sign(integer: int) -> None:
+    """The integer 6 is 110 in binary."""
+    positive, negative = _digits(integer)
+    written = [float(d) for d in reversed(f"{abs(integer):07b}")]
+    assert (positive if integer >= 0 else negative) == written
+    assert not any(negative if integer >= 0 else positive)
+
+
+@pytest.mark.parametrize(
+    ("integers", "bits", "shift"),
+    [
+        ([[1, -1, 0]], 2, 0),
+        ([[3, 0, -1]], 3, 0),
+        ([[4, 0, 3]], 4, 0),
+        ([[127, 1, 0]], 8, 0),
+        ([[6, -2, 0]], 3, 1),
+        ([[64, 0, -64]], 2, 6),
+        ([[0, 0, 0]], 2, 0),
+    ],
+)
+def test_the_width_is_the_number_of_planes_in_use_and_the_sign(
+    integers: list[list[int]], bits: int, shift: int
+) -> None:
+    """High planes that are zero are dropped; with low ones the step doubles."""
+    quantizer = _quantizer(integers)
+    assert _bits(quantizer) == [bits]
+    assert quantizer.shift.tolist() == [shift]
+    weight = torch.tensor(integers, dtype=torch.float32)
+    assert torch.equal(quantizer(weight), weight)
+
+
+def test_a_channel_or_a_layer_has_a_width_of_its_own() -> None:
+    integers = [[1, 0], [4, 6], [0, 0], [127, 3]]
+    assert _bits(_quantizer(integers, per_layer=False)) == [2, 3, 2, 8]
+    assert _bits(_quantizer(integers, per_layer=True)) == [8] * 4
+
+
+def test_what_the_planes_need_is_rounded_up_to_a_width_on_offer() -> None:
+    quantizer = _quantizer([[1, 1], [3, 1], [15, 1], [127, 1]], per_layer=False, widths=(2, 4, 8))
+    assert _bits(quantizer) == [2, 4, 8, 8]
+    assert quantizer.planes.live.tolist() == [1, 3, 7, 7]
+
+
+def _trained(granularity: str, seed: int) -> SearchNet:
+    """As after some steps: digits are anywhere within and beyond their bounds."""
+    net = scramble(attached("inverted_residual", f"bsq_{granularity}" if granularity == "channel" else "bsq"), seed)
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for quantizer in _quantizers(net):
+            for parameter in (quantizer.planes.positive, quantizer.planes.negative):
+                parameter.mul_(torch.rand(parameter.shape, generator=random) + 0.2)
+                parameter.add_(torch.randn(parameter.shape, generator=random) * 0.1 / UNIT)
+    return net
+
+
+def _quantizers(net: nn.Module) -> list[PlaneQuantizer]:
+    return [m for m in net.modules() if isinstance(m, PlaneQuantizer)]
+
+
+@pytest.mark.parametrize("grow", [False, True])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@torch.no_grad()
+def test_requantising_changes_no_weight(granularity: str, grow: bool, seed: int) -> None:
+    for quantizer in _quantizers(_trained(granularity, seed)):
+        before, bits = quantizer(quantizer.trained), _bits(quantizer)
+        parameters = [p.clone() for p in quantizer.planes.parameters()]
+        quantizer.requantize(grow=grow)
+        assert torch.equal(quantizer(quantizer.trained), before)
+        assert all(new <= old for new, old in zip(_bits(quantizer), bits, strict=True))
+        assert not all(torch.equal(a, b) for a, b in zip(quantizer.planes.parameters(), parameters, strict=True))
+        digits = torch.stack(quantizer.planes.digits())
+        assert set(digits.unique().tolist()) <= {0.0, 1.0}
+        again = copy.deepcopy(quantizer)
+        again.requantize(grow=False)
+        assert all(torch.equal(a, b) for a, b in zip(again.buffers(), quantizer.buffers(), strict=True)) or grow
+
+
+@torch.no_grad()
+def test_integers_that_outgrow_their_planes_are_given_another() -> None:
+    quantizer = _quantizer([[3, -1, 0]])
+    assert quantizer.planes.live.tolist() == [2]
+    quantizer.planes.positive[1, 0, 0] = 2 / UNIT  # 1 + 2 * 2, and 3 is the most
+    assert quantizer(quantizer.trained).tolist() == [[3.0, -1.0, 0.0]]
+    kept = copy.deepcopy(quantizer)
+    kept.requantize(grow=False)
+    assert kept.planes.live.tolist() == [2]
+    quantizer.requantize(grow=True)
+    assert quantizer.planes.live.tolist() == [3]
+    assert quantizer(quantizer.trained).tolist() == [[3.0, -1.0, 0.0]]
+    assert _bits(quantizer) == [3], "a width is paid for when it is used"
+    quantizer.planes.positive[2, 0, 2] = 1 / UNIT
+    assert _bits(quantizer) == [4]
+    quantizer.planes.positive[2, 0, 2] = 0
+    quantizer.requantize(grow=True)
+    assert quantizer.planes.live.tolist() == [2], "a plane that was not used is dropped again"
+
+
+@torch.no_grad()
+def test_eight_bits_are_the_most() -> None:
+    quantizer = _quantizer([[127, 1]])
+    quantizer.planes.positive[6] = 2 / UNIT
+    quantizer.requantize(grow=True)
+    assert quantizer.planes.live.tolist() == [7]
+    assert quantizer(quantizer.trained)[0, 0] == 127
+
+
+@torch.no_grad()
+def test_a_low_plane_that_lost_its_norm_is_zero() -> None:
+    quantizer = _quantizer([[7, 5, 3, -2]])
+    quantizer.planes.positive[0] *= VANISHED + 0.01
+    assert _bits(quantizer) == [4]
+    quantizer.planes.positive[0] *= (VANISHED - 0.01) / (VANISHED + 0.01)
+    assert _bits(quantizer) == [3]
+    weight = quantizer(quantizer.trained)
+    assert (weight % 2 == 0).all()
+    quantizer.requantize(grow=True)
+    assert quantizer.shift.tolist() == [1]
+    assert torch.equal(quantizer(quantizer.trained), weight)
+
+
+@pytest.mark.parametrize("per_layer", [True, False])
+def test_a_bit_costs_what_the_group_lasso_weighs(per_layer: bool) -> None:
+    """Yang et al., ICLR 2021, eq. 4: the sum over planes of sqrt(sum (p^2 + n^2)), of a layer or of each channel."""
+    torch.manual_seed(0)
+    quantizer = _quantizer([[7, 5, 0], [-6, 1, 2]], per_layer=per_layer, widths=(2, 3, 4))
+    planes = quantizer.planes
+    with torch.no_grad():
+        for parameter in (planes.positive, planes.negative):
+            parameter.copy_(parameter * 0.7 + 0.1 / UNIT)
+    bits = quantizer.distribution(hard=False) @ torch.tensor([2.0, 3, 4]).double()
+    assert bits.detach().tolist() == [4.0, 4.0]
+    shares = torch.tensor([0.3, 0.7]).double()
+    (bits @ shares).backward()
+    p, n = (x.detach().double().requires_grad_() for x in (planes.positive, planes.negative))
+    squares = (UNIT * p).square() + (UNIT * n).square()
+    lasso = squares.sum((1, 2)).sqrt().sum() if per_layer else (squares.sum(2).sqrt().sum(0) * shares).sum()
+    wanted = torch.autograd.grad(lasso, (p, n))
+    for found, expected in zip((planes.positive.grad, planes.negative.grad), wanted, strict=True):
+        assert found is not None
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_the_penalty_is_the_published_lasso_for_groups_of_any_size(granularity: str) -> None:
+    net = scramble(attached("mlp", Bsq(granularity=granularity, strength=0.5)), 4)  # type: ignore[arg-type]
+    expected, count = 0.0, 0
+    for quantizer in _quantizers(net):
+        p, n = (d.detach().double() for d in quantizer.planes.digits())
+        live = quantizer.planes.live.expand(quantizer.channels).tolist()
+        rows = [range(len(live))] if granularity == "layer" else [range(c, c + 1) for c in range(len(live))]
+        for row in rows:
+            size = len(row) * p.shape[2]
+            squares = (p[:, row].square() + n[:, row].square()).sum((1, 2)).tolist()
+            norms = [math.sqrt((1e-8 + total) / size) for total in squares[: live[row[0]]]]
+            expected += (live[row[0]] + 1) * size * sum(norms)
+            count += size
+    assert float(net.penalty().detach()) == pytest.approx(0.5 * expected / (8 * count), rel=1e-6)
+    assert float(attached("mlp", "bsq").penalty()) == 0
+
+
+def test_the_gradient_of_a_digit_is_its_place_times_the_step() -> None:
+    quantizer = _quantizer([[5, -2]])
+    with torch.no_grad():
+        quantizer.log_step.fill_(math.log(0.25))
+    upstream = torch.tensor([[1.0, -3.0]])
+    weight = nn.Parameter(torch.zeros(1, 2))
+    (quantizer(weight) * upstream).sum().backward()
+    for b in range(3):
+        assert quantizer.planes.positive.grad[b].tolist() == (UNIT * 0.25 * 2**b * upstream).tolist()
+        assert quantizer.planes.negative.grad[b].tolist() == (-UNIT * 0.25 * 2**b * upstream).tolist()
+    assert not quantizer.planes.positive.grad[3:].any(), "planes that are masked"
+    assert quantizer.log_step.grad.tolist() == [0.25 * (5 + 6)]
+    assert weight.grad.tolist() == [[0.0, 0.0]], "the user's weight is not used"
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@torch.no_grad()
+def test_a_unit_goes_with_its_last_plane_and_is_gone_after_apply(granularity: str) -> None:
+    net = attached("digits", Bsq(granularity=granularity)).eval()  # type: ignore[arg-type]
+    group = next(g for g in net.graph.groups if g.name == "block1.conv1")
+    choice = net.group_choice(group)
+    assert isinstance(choice, PlaneGate)
+    assert choice.hard().all()
+    assert (choice.log_odds() > 0).all()
+    for rows in choice.rows:
+        rows.quantizer.planes.positive[:, rows.unit == 5] = 0
+        rows.quantizer.planes.negative[:, rows.unit == 5] = 0
+    assert choice.hard().logical_not().nonzero().tolist() == [[5]]
+    assert (choice.log_odds() > 0).tolist() == choice.hard().tolist()
+    plan = decide(net)
+    assert 5 not in plan.kept["block1.conv1"]
+    small = apply(net, plan).eval()
+    assert small.tensors()["block1.conv1.weight"].shape[0] == group.units - 1
+    inputs = case("digits").inputs(3)
+    torch.testing.assert_close(small(*inputs), net(*inputs), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_as_many_units_stay_as_the_rule_asks_for() -> None:
+    quantizer = _quantizer([[0, 0], [7, 7], [1, 0], [0, 0], [3, 3]], per_layer=True)
+    gate = PlaneGate(5, UnitRule())
+    gate.bind([UnitRows(quantizer, torch.arange(5))])
+    gate.order(torch.tensor([1.0, 5.0, 3.0, 2.0, 4.0]))
+    assert gate.hard().int().tolist() == [0, 1, 1, 0, 1]
+    odds = gate.log_odds()
+    assert odds[1] > odds[4] > odds[2] > 0 > odds[[0, 3]].max()
+    assert odds.isfinite().all()
+    gate.rule = UnitRule(multiple_of=2)
+    assert gate.hard().sum() == 4
+    gate.rule = UnitRule(at_least=5)
+    assert gate.hard().all()
+
+
+@torch.no_grad()
+def test_units_whose_digits_shrink_alike_go_one_after_another_and_stay_gone() -> None:
+    quantizer = _quantizer([[7, 7], [7, 7], [7, 7]])
+    gate = PlaneGate(3, UnitRule())
+    gate.bind([UnitRows(quantizer, torch.arange(3))])
+    gate.order(torch.tensor([2.0, 1.0, 3.0]))
+    written = quantizer.planes.positive.clone()
+    kept = []
+    for share in (1.0, 0.91, 0.89, 0.71, 0.69, 0.51, 0.49):
+        quantizer.planes.positive.copy_(share * written)
+        kept.append(gate.hard().int().tolist())
+        odds = gate.log_odds() > 0
+        assert odds.int().tolist() == (kept[-1] if share > VANISHED else [0, 0, 0])
+    assert kept == [[1, 1, 1], [1, 1, 1], [1, 0, 1], [1, 0, 1], [0, 0, 1], [0, 0, 1], [0, 0, 1]], "one stays anyway"
+    quantizer.planes.positive.copy_(0.89 * written)
+    before = quantizer(quantizer.trained, gate.eval()().factor)
+    for found, gone in gate.gone():
+        found.requantize(grow=True, gone=gone)
+    assert gate.hard().int().tolist() == [1, 0, 1]
+    assert torch.equal(quantizer(quantizer.trained, gate().factor), before)
+    assert not quantizer(quantizer.trained)[1].any()
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@torch.no_grad()
+def test_a_new_period_changes_nothing_of_what_a_network_computes(granularity: str) -> None:
+    net = _trained(granularity, 7).eval()
+    gates = [gate for group in net.graph.groups if isinstance(gate := net.group_choice(group), PlaneGate)]
+    shares = torch.cat([gate.log_odds() for gate in gates])
+    assert (shares > 0).any()
+    assert (shares < 0).any()
+    inputs, keep = case("inverted_residual").inputs(2), [gate.hard() for gate in gates]
+    before = net(*inputs)
+    assert net.advance(0.3)
+    assert torch.equal(net(*inputs), before)
+    assert all(torch.equal(gate.hard(), old) for gate, old in zip(gates, keep, strict=True))
+
+
+def test_a_price_presses_on_whole_units_as_a_group_lasso() -> None:
+    quantizer = _quantizer([[3, 1], [2, 0]], widths=(2, 3))
+    gate = PlaneGate(2, UnitRule())
+    gate.bind([UnitRows(quantizer, torch.tensor([0, 1]))])
+    keep = gate.keep(hard=False)
+    assert keep.detach().tolist() == [1.0, 1.0]
+    keep.sum().backward()
+    norms = torch.tensor([3.0, 1.0]).sqrt()  # binary digits of 3, 1 and of 2
+    for c in range(2):
+        expected = UNIT / norms[c] * quantizer.planes.digits()[0][:, c].detach()
+        torch.testing.assert_close(quantizer.planes.positive.grad[:, c], expected)
+
+
+@torch.no_grad()
+def test_a_copy_follows_its_own_planes() -> None:
+    net = attached("digits", "bsq")
+    twin = copy.deepcopy(net)
+    names = [n for n, _ in twin.named_parameters()]
+    assert len(names) == len(set(names)) == len({id(p) for p in twin.parameters()})
+    group = next(g for g in net.graph.groups if g.name == "block1.conv1")
+    theirs, ours = twin.group_choice(group), net.group_choice(group)
+    assert isinstance(theirs, PlaneGate)
+    assert isinstance(ours, PlaneGate)
+    assert {id(r.quantizer) for r in theirs.rows} <= {id(m) for m in twin.modules()}
+    for rows in theirs.rows:
+        rows.quantizer.planes.positive[:, 2:] = 0
+        rows.quantizer.planes.negative[:, 2:] = 0
+    assert theirs.hard().sum() == 2
+    assert ours.hard().all()
+    assert not any("rows" in name for name in net.state_dict())
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_advance_rewrites_once_a_period_and_says_what(granularity: str) -> None:
+    net = _trained(granularity, 5)
+    assert net.advance(0.24) == ()
+    bounded = [q.planes.positive.detach().clone() for q in _quantizers(net)]
+    assert all((UNIT * b).min() >= -1 for b in bounded)
+    rewritten = net.advance(0.25)
+    assert {id(p) for p in rewritten} == {id(p) for q in _quantizers(net) for p in q.planes.parameters()}
+    assert {id(p) for p in rewritten} <= {id(p) for p in choice_parameters(net)}
+    assert net.advance(0.26) == ()
+    resumed = _trained(granularity, 6)
+    resumed.load_state_dict(net.state_dict())
+    assert resumed.advance(0.27) == (), "what was done is part of the state"
+    assert len(resumed.advance(0.5)) == len(rewritten)
+
+
+class _Killed(Exception):  # noqa: N818, no mistake of anyone
+    pass
+
+
+def _search(file: Path | None, steps: int = 10**6) -> SearchNet:
+    random = torch.Generator().manual_seed(0)
+    x, y = torch.randn(24, 1, 4, 4, generator=random), torch.randint(0, 3, (24,), generator=random)
+    data = Data(DataLoader(TensorDataset(x, y), 8, shuffle=True), DataLoader(TensorDataset(x, y), 12))
+    left = [steps]
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        left[0] -= 1
+        if left[0] < 0:
+            raise _Killed
+        return F.cross_entropy(output, target)
+
+    torch.manual_seed(1)
+    net = attached("mlp", Bsq(periods=2))
+    recipe = Recipe(search_epochs=4, finetune_epochs=1, lr=1e-2, commit=1.0)
+    objective = Objective(loss=loss, distillation=0.0)
+    search(net, Strength(Size(), 0.5), None, data, objective, recipe, Hardware("cpu", progress=False), checkpoint=file)
+    return net
+
+
+def test_a_resumed_search_is_the_whole_one(tmp_path: Path) -> None:
+    """Killed before and after the planes were rewritten, which is in the middle."""
+    whole = {name: t.tolist() for name, t in _search(None).state_dict().items()}
+    file = tmp_path / "search.ckpt"
+    for steps in (4, 4, 4):
+        with pytest.raises(_Killed):
+            _search(file, steps)
+    resumed = _search(file, 3)
+    assert {name: t.tolist() for name, t in resumed.state_dict().items()} == whole
+    assert {int(q.planes.period) for q in _quantizers(resumed)} == {1}
+    digits = [d for q in _quantizers(resumed) for d in torch.stack(q.planes.digits()).unique().tolist()]
+    assert set(digits) <= {0.0, 1.0}, "what is decided are integers"
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_a_price_makes_planes_vanish(granularity: str) -> None:
+    net = attached("mlp", Bsq(granularity=granularity))  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(choice_parameters(net), lr=2.0)
+    before = float(Size()(usage(net.graph, net.bits(hard=True))))
+    for step in range(60):
+        net.advance(step / 60)
+        optimizer.zero_grad()
+        Strength(Size(), 20.0)(net).backward()
+        optimizer.step()
+    assert float(Size()(usage(net.graph, net.bits(hard=True)))) < 0.5 * before
+
+
+def test_users_widths_need_not_be_neighbours() -> None:
+    row = case("mlp")
+    net = attach(row.build().eval(), row.inputs(4), Bsq(), bits={"fc1": (4, 8), "fc2": 5})
+    found = net.bits(hard=True).weights
+    assert set(found["fc1.weight"].bits.tolist()) == {8.0}
+    assert set(found["fc2.weight"].bits.tolist()) == {5.0}
+    net.start_at(3)
+    found = net.bits(hard=True).weights
+    assert set(found["fc1.weight"].bits.tolist()) == {4.0}
+    assert set(found["fc2.weight"].bits.tolist()) == {5.0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"granularity": "kernel"}, "`granularity`"),
+        ({"periods": 0}, "`periods`"),
+        ({"strength": -0.1}, "`strength`"),
+        ({"strength": float("nan")}, "`strength`"),
+        ({"weight_bits": (0, 1)}, "`weight_bits`"),
+        ({"start_bits": 9}, "`start_bits`"),
+    ],
+)
+def test_mistakes_are_named(arguments: dict[str, object], named: str) -> None:
+    with pytest.raises(FormatError, match=named):
+        Bsq(**arguments)  # type: ignore[arg-type]
