@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-all check coverage bench fuzz clean
+.PHONY: help demo test test-all methods check coverage bench safety fuzz clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -19,12 +19,15 @@ demo: $(VENV)/.stamp  ## Prune and quantise a small network, from training to th
 	$(BIN)/zerobit demo
 
 test: check  ## Check, then run the tests; of the model matrix a few networks
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not matrix"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not matrix and not every_method"
 	$(BIN)/python benchmarks/coverage.py --check --tier quick
 
 test-all: check $(VENV)/.stamp-matrix  ## The same with every network of the model matrix
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not every_method"
 	$(BIN)/python benchmarks/coverage.py --check --tier all
+
+methods: $(VENV)/.stamp-test  ## Every method on every network of the zoo under every cost (an hour or more)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/laws/test_methods.py
 
 coverage: $(VENV)/.stamp-matrix  ## Write docs/coverage.md anew
 	$(BIN)/python benchmarks/coverage.py
@@ -39,6 +42,9 @@ bench: $(VENV)/.stamp  ## Time one step of the search, a capture, and projection
 	$(BIN)/python benchmarks/search_step.py
 	$(BIN)/python benchmarks/capture_time.py
 	$(BIN)/python benchmarks/projection_time.py
+
+safety: $(VENV)/.stamp-test  ## 100 short searches of every method at extreme settings: is every number finite?
+	PYTHONPATH=tests $(BIN)/python benchmarks/numerical_safety.py --jobs 2
 
 fuzz: $(VENV)/.stamp-test  ## 500 random networks through lowering and C under sanitizers
 	PYTHONPATH=tests $(BIN)/python tests/fuzz_c99.py --networks 500
