@@ -23,7 +23,7 @@ from zerobit.search.choice import UnitRule
 from zerobit.search.gates.planes import PlaneGate, UnitRows
 from zerobit.search.methods.bsq import Bsq
 from zerobit.search.net import SearchNet
-from zerobit.search.widths.planes import UNIT, VANISHED, PlaneQuantizer
+from zerobit.search.widths.planes import LARGEST_UNIT, UNIT_OF_RANGE, VANISHED, PlaneQuantizer
 from zerobit.train.loop import Hardware
 from zerobit.train.objective import Objective
 from zerobit.train.phases import Data, Recipe, search
@@ -105,7 +105,7 @@ def _trained(granularity: str, seed: int) -> SearchNet:
         for quantizer in _quantizers(net):
             for parameter in (quantizer.planes.positive, quantizer.planes.negative):
                 parameter.mul_(torch.rand(parameter.shape, generator=random) + 0.2)
-                parameter.add_(torch.randn(parameter.shape, generator=random) * 0.1 / UNIT)
+                parameter.add_(torch.randn(parameter.shape, generator=random) * 0.1 / quantizer.planes.unit())
     return net
 
 
@@ -136,7 +136,7 @@ def test_requantising_changes_no_weight(granularity: str, grow: bool, seed: int)
 def test_integers_that_outgrow_their_planes_are_given_another() -> None:
     quantizer = _quantizer([[3, -1, 0]])
     assert quantizer.planes.live.tolist() == [2]
-    quantizer.planes.positive[1, 0, 0] = 2 / UNIT  # 1 + 2 * 2, and 3 is the most
+    quantizer.planes.positive[1, 0, 0] = 2 / quantizer.planes.unit()[1, 0, 0]  # 1 + 2 * 2, and 3 is the most
     assert quantizer(quantizer.trained).tolist() == [[3.0, -1.0, 0.0]]
     kept = copy.deepcopy(quantizer)
     kept.requantize(grow=False)
@@ -145,7 +145,7 @@ def test_integers_that_outgrow_their_planes_are_given_another() -> None:
     assert quantizer.planes.live.tolist() == [3]
     assert quantizer(quantizer.trained).tolist() == [[3.0, -1.0, 0.0]]
     assert _bits(quantizer) == [3], "a width is paid for when it is used"
-    quantizer.planes.positive[2, 0, 2] = 1 / UNIT
+    quantizer.planes.positive[2, 0, 2] = 1 / quantizer.planes.unit()[2, 0, 0]
     assert _bits(quantizer) == [4]
     quantizer.planes.positive[2, 0, 2] = 0
     quantizer.requantize(grow=True)
@@ -155,7 +155,7 @@ def test_integers_that_outgrow_their_planes_are_given_another() -> None:
 @torch.no_grad()
 def test_eight_bits_are_the_most() -> None:
     quantizer = _quantizer([[127, 1]])
-    quantizer.planes.positive[6] = 2 / UNIT
+    quantizer.planes.positive[6] = 2 / quantizer.planes.unit()[6]
     quantizer.requantize(grow=True)
     assert quantizer.planes.live.tolist() == [7]
     assert quantizer(quantizer.trained)[0, 0] == 127
@@ -183,13 +183,13 @@ def test_a_bit_costs_what_the_group_lasso_weighs(per_layer: bool) -> None:
     planes = quantizer.planes
     with torch.no_grad():
         for parameter in (planes.positive, planes.negative):
-            parameter.copy_(parameter * 0.7 + 0.1 / UNIT)
+            parameter.copy_(parameter * 0.7 + 0.1 / planes.unit())
     bits = quantizer.distribution(hard=False) @ torch.tensor([2.0, 3, 4]).double()
     assert bits.detach().tolist() == [4.0, 4.0]
     shares = torch.tensor([0.3, 0.7]).double()
     (bits @ shares).backward()
     p, n = (x.detach().double().requires_grad_() for x in (planes.positive, planes.negative))
-    squares = (UNIT * p).square() + (UNIT * n).square()
+    squares = (planes.unit() * p).square() + (planes.unit() * n).square()
     lasso = squares.sum((1, 2)).sqrt().sum() if per_layer else (squares.sum(2).sqrt().sum(0) * shares).sum()
     wanted = torch.autograd.grad(lasso, (p, n))
     for found, expected in zip((planes.positive.grad, planes.negative.grad), wanted, strict=True):
@@ -215,6 +215,16 @@ def test_the_penalty_is_the_published_lasso_for_groups_of_any_size(granularity: 
     assert float(attached("mlp", "bsq").penalty()) == 0
 
 
+@pytest.mark.parametrize("live", range(1, 8))
+def test_a_digit_moves_at_a_rate_that_the_weight_can_bear(live: int) -> None:
+    quantizer = _quantizer([[2**live - 1]], widths=range(2, 9))
+    unit = quantizer.planes.unit()[:live, 0, 0].tolist()
+    for b, value in enumerate(unit):
+        share = value * 2**b / (2**live - 1)
+        assert share <= UNIT_OF_RANGE
+        assert value == LARGEST_UNIT or 2 * share > UNIT_OF_RANGE, "and no slower"
+
+
 def test_the_gradient_of_a_digit_is_its_place_times_the_step() -> None:
     quantizer = _quantizer([[5, -2]])
     with torch.no_grad():
@@ -222,9 +232,9 @@ def test_the_gradient_of_a_digit_is_its_place_times_the_step() -> None:
     upstream = torch.tensor([[1.0, -3.0]])
     weight = nn.Parameter(torch.zeros(1, 2))
     (quantizer(weight) * upstream).sum().backward()
-    for b in range(3):
-        assert quantizer.planes.positive.grad[b].tolist() == (UNIT * 0.25 * 2**b * upstream).tolist()
-        assert quantizer.planes.negative.grad[b].tolist() == (-UNIT * 0.25 * 2**b * upstream).tolist()
+    for b, unit in enumerate((0.5, 0.5, 0.25)):  # at most a quarter of the range of 7
+        assert quantizer.planes.positive.grad[b].tolist() == (unit * 0.25 * 2**b * upstream).tolist()
+        assert quantizer.planes.negative.grad[b].tolist() == (-unit * 0.25 * 2**b * upstream).tolist()
     assert not quantizer.planes.positive.grad[3:].any(), "planes that are masked"
     assert quantizer.log_step.grad.tolist() == [0.25 * (5 + 6)]
     assert weight.grad.tolist() == [[0.0, 0.0]], "the user's weight is not used"
@@ -315,7 +325,7 @@ def test_a_price_presses_on_whole_units_as_a_group_lasso() -> None:
     keep.sum().backward()
     norms = torch.tensor([3.0, 1.0]).sqrt()  # binary digits of 3, 1 and of 2
     for c in range(2):
-        expected = UNIT / norms[c] * quantizer.planes.digits()[0][:, c].detach()
+        expected = quantizer.planes.unit()[:, 0] / norms[c] * quantizer.planes.digits()[0][:, c].detach()
         torch.testing.assert_close(quantizer.planes.positive.grad[:, c], expected)
 
 
@@ -342,8 +352,7 @@ def test_a_copy_follows_its_own_planes() -> None:
 def test_advance_rewrites_once_a_period_and_says_what(granularity: str) -> None:
     net = _trained(granularity, 5)
     assert net.advance(0.24) == ()
-    bounded = [q.planes.positive.detach().clone() for q in _quantizers(net)]
-    assert all((UNIT * b).min() >= -1 for b in bounded)
+    assert all((q.planes.unit() * q.planes.positive).min() >= -1 for q in _quantizers(net))
     rewritten = net.advance(0.25)
     assert {id(p) for p in rewritten} == {id(p) for q in _quantizers(net) for p in q.planes.parameters()}
     assert {id(p) for p in rewritten} <= {id(p) for p in choice_parameters(net)}

@@ -16,9 +16,12 @@ from zerobit.quant.ranges import least_squares_step
 from zerobit.search.choice import AbstractChoice
 from zerobit.search.widths.base import AbstractWeightQuantizer
 
-#: A digit is this times its parameter: a choice is given a rate at which a logit crosses its range within the search,
-#: and the range of a digit is smaller.
-UNIT = 0.5
+#: A digit is at most this times its parameter: a choice is given a rate at which a logit crosses its range within the
+#: search, and the range of a digit is smaller.
+LARGEST_UNIT = 0.5
+#: And at most this much of the range of the weight is what a parameter of one stands for: digits are weights, too, and
+#: high ones at the rate of choices would train nothing.
+UNIT_OF_RANGE = 0.25
 #: A low plane with less than this share of the norm that it was written with is zero.
 VANISHED = 0.5
 #: Under the root of each group of the lasso; of the paper's code.
@@ -62,12 +65,20 @@ class Planes(AbstractChoice):
         """Bool [P, G]."""
         return self.place() < self.live
 
+    def unit(self) -> Tensor:
+        """[P, G, 1], what a digit is times its parameter."""
+        influence = torch.pow(2.0, self.place()) / (torch.pow(2.0, self.live) - 1)
+        # a power of two: a digit that is written is read exactly
+        unit = torch.pow(2.0, (UNIT_OF_RANGE / influence).log2().floor())
+        return unit.clamp_max(LARGEST_UNIT).to(self.positive)[:, :, None]
+
     def digits(self) -> tuple[Tensor, Tensor]:
         """[P, C, K] twice, positive and negative digits within their bounds, 0 in planes that are masked."""
         live = self.is_live()[:, :, None].to(self.positive)
         bound = live + (self.place() == self.live - 1)[:, :, None]
         lowest = torch.zeros_like(bound)
-        positive, negative = (torch.clamp(UNIT * p, lowest, bound) for p in (self.positive, self.negative))
+        unit = self.unit()
+        positive, negative = (torch.clamp(unit * p, lowest, bound) for p in (self.positive, self.negative))
         return positive * live, negative * live
 
     def sums(self) -> Tensor:
@@ -137,7 +148,7 @@ class Planes(AbstractChoice):
     def project(self) -> None:
         """Put the digits back into their bounds, in place; what they compute stays."""
         for parameter, digits in zip((self.positive, self.negative), self.digits(), strict=True):
-            parameter.copy_(torch.where(self.is_live()[:, :, None], digits / UNIT, parameter))
+            parameter.copy_(torch.where(self.is_live()[:, :, None], digits / self.unit(), parameter))
 
     @torch.no_grad()
     def write(self, integers_CK: Tensor, live: Tensor) -> None:
@@ -149,9 +160,9 @@ class Planes(AbstractChoice):
         """
         magnitude = integers_CK.abs().to(torch.int64)
         digits = (magnitude >> self.place()[:, :, None]) & 1
-        self.positive.copy_(digits * (integers_CK > 0) / UNIT)
-        self.negative.copy_(digits * (integers_CK < 0) / UNIT)
         self.live.copy_(live)
+        self.positive.copy_(digits * (integers_CK > 0) / self.unit())
+        self.negative.copy_(digits * (integers_CK < 0) / self.unit())
         self.written.copy_(self.squares())
 
 
