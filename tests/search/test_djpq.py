@@ -97,19 +97,33 @@ def test_values_are_companded_and_clipped() -> None:
 
 
 @pytest.mark.parametrize("signed", [True, False])
-def test_activations_have_the_same_gradients_at_exponent_one(signed: bool) -> None:
+def test_activations_have_the_gradients_of_autograd(signed: bool) -> None:
     x, d, q, _ = _leaves(1, seed=5)
     y, e, r, _ = _leaves(1, seed=5)
     upstream = torch.randn(4, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
     found = clipped_quantize(x, d, q, signed=signed)
-    wanted = _reference(y if signed else y.clamp_min(0), e, r, torch.ones(1, dtype=torch.float64))
+    clipped = torch.minimum(torch.maximum(y, -(r + e) if signed else torch.zeros(1, dtype=torch.float64)), r)
+    wanted = e * (clipped / e + (torch.round(clipped / e) - clipped / e).detach())
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-11)
     (found * upstream).sum().backward()
     (wanted * upstream).sum().backward()
     torch.testing.assert_close(d.grad, e.grad, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(q.grad, r.grad, rtol=1e-9, atol=1e-9)
-    inside = y.detach() != 0
-    torch.testing.assert_close(x.grad[inside], y.grad[inside], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_gradients_survive_half_precision(signed: bool) -> None:
+    """Sums of rounding errors, of which the difference of two large sums would leave nothing."""
+    random = torch.Generator().manual_seed(0)
+    x, upstream = (torch.randn(100_000, generator=random).bfloat16() for _ in range(2))
+    slopes = []
+    for dtype in (torch.bfloat16, torch.float64):
+        d, q = (torch.tensor([v], dtype=torch.float32, requires_grad=True) for v in (0.07, 1.5))
+        y = clipped_quantize(x.to(dtype), d, q, signed=signed)
+        (y * upstream.to(dtype)).sum().backward()
+        slopes.append((d.grad.item(), q.grad.item()))
+    assert slopes[0] == pytest.approx(slopes[1], rel=1e-2, abs=1e-2 * abs(slopes[1][1]))
 
 
 # ---- widths
@@ -247,6 +261,19 @@ def test_means_and_exponents_become_part_of_the_cut_network(name: str) -> None:
         torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4 * float(a.abs().max()))
 
 
+@pytest.mark.parametrize("name", ["digits", "inverted_residual", "recurrent", "tcn", "pre_activation"])
+def test_the_task_hears_every_gates_noise(name: str) -> None:
+    """A gate whose noise disturbs nothing would be closed by the penalty alone."""
+    net = attached(name, Djpq()).train()
+    torch.manual_seed(0)
+    outputs = torch.utils._pytree.tree_leaves(net(*case(name).inputs(4)))
+    sum((o * torch.randn(o.shape)).sum() for o in outputs if o is not None).backward()
+    assert _gates(net)
+    for gate in _gates(net):
+        assert gate.noise.grad is not None
+        assert gate.noise.grad.any()
+
+
 def test_a_layers_levels_are_all_used_at_its_width() -> None:
     w = torch.linspace(-1, 1, 603).reshape(3, -1)
     quantizer = RangeQuantizer(w, range(2, 9), "none", per_channel=False, learns_exponent=True).eval()
@@ -291,7 +318,10 @@ def test_bops_push_widths_of_weights_and_activations_down() -> None:
         ({"information": -1.0}, "`information`"),
         ({"threshold": 0.0}, "`threshold`"),
         ({"sharpness": 0.0}, "`sharpness`"),
-        ({"weight_bits": (0, 3), "restrict": "power_of_two"}, "`weight_bits`"),
+        ({"weight_bits": (0, 3), "restrict": "power_of_two"}, "`weight_bits` holds 3"),
+        ({"weight_bits": (0, 1, 4), "restrict": "power_of_two"}, "`weight_bits` holds 1"),
+        ({"activation_bits": (4, 6), "restrict": "power_of_two"}, "`activation_bits` holds 6"),
+        ({"min_channels": 2.5}, "`min_channels`"),
         ({"start_bits": 1}, "`start_bits`"),
     ],
 )
@@ -303,3 +333,4 @@ def test_arguments_that_cannot_be_are_refused(arguments: dict[str, object], name
 def test_powers_of_two_are_all_that_is_offered_when_restricted() -> None:
     method = Djpq(restrict="power_of_two")
     assert (method.weight_bits, method.activation_bits) == ((0, 2, 4, 8), (2, 4, 8))
+    assert Djpq(restrict="power_of_two", weight_bits=(0, 8), activation_bits=8).weight_bits == (0, 8)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from searches import METHODS, attached
 from zerobit.cost import Size
 from zerobit.cost.price import Budget
 from zerobit.cut.apply import apply
-from zerobit.cut.decide import decide
+from zerobit.cut.decide import decide, read_offer
 from zerobit.errors import CheckpointError, TrainingError
 from zerobit.train.loop import Epoch, Hardware, cosine, duration, one_cycle
 from zerobit.train.objective import Objective
@@ -108,6 +109,16 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(name: str, tmp_path: Path) -
     finished, found = PHASES[name](Objective(loss=_until(0)), file)
     assert _state(finished) == _state(whole)
     assert found == history
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_finished_search_that_is_resumed_gives_the_same_plan(method: str, tmp_path: Path) -> None:
+    """Its schedule is not in the checkpoint, and preferences depend on the temperature."""
+    nets = [_search(method)(Objective(), tmp_path / "search.ckpt")[0] for _ in range(2)]
+    assert decide(nets[0]) == decide(nets[1])
+    whole, resumed = (read_offer(net)[0] for net in nets)
+    assert np.array_equal(whole.keep_score, resumed.keep_score)
+    assert np.array_equal(whole.width_score, resumed.width_score)
 
 
 @pytest.mark.parametrize("name", PHASES)

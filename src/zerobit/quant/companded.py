@@ -85,15 +85,14 @@ def companded_quantize(x: Tensor, step: Tensor, limit: Tensor, exponent: Tensor)
 
 
 class _ClippedQuantize(torch.autograd.Function):
-    """The same for an activation, with t = 1 and one step and range; keeps input and output only."""
+    """The same for an activation, with t = 1 and one step and range; keeps the input only."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, limit: Tensor, signed: bool) -> Tensor:
-        high = float(limit)
-        y = x.clamp(-high if signed else 0.0, high).mul_(step.reciprocal()).round_().mul_(step)
-        ctx.save_for_backward(x, y, step, limit)
+        ctx.save_for_backward(x, step, limit)
+        ctx.bounds = (-float(limit) - float(step) if signed else 0.0), float(limit)
         ctx.signed = signed
-        return y
+        return x.clamp(*ctx.bounds).mul_(step.reciprocal()).round_().mul_(step)
 
     @staticmethod
     @once_differentiable
@@ -101,16 +100,16 @@ class _ClippedQuantize(torch.autograd.Function):
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs
-        x, y, step, limit = ctx.saved_tensors
-        high = float(limit)
-        low = -high if ctx.signed else 0.0
+        x, step, limit = ctx.saved_tensors
+        low, high = ctx.bounds
         grad_x = torch.ops.aten.hardtanh_backward(grad, x, low, high)
-        of_limit = (grad * (x >= high)).sum()
-        if ctx.signed:
-            of_limit = of_limit - (grad * (x <= low)).sum()
-        clipped = (grad_x * x).sum() + of_limit * limit
-        of_step = ((grad * y).sum() - clipped) / step
-        return grad_x, of_step.reshape(step.shape), of_limit.reshape(limit.shape), None
+        # sums of rounding errors: half precision would leave nothing of them
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        grad, u = grad.to(wide), x.to(wide).clamp(low, high) / step.to(wide)
+        above = (grad * (x >= high)).sum()
+        below = (grad * (x <= low)).sum() if ctx.signed else torch.zeros_like(above)
+        of_step = (grad * (u.round() - u)).sum() - below
+        return grad_x, of_step.to(step).reshape(step.shape), (above - below).to(limit).reshape(limit.shape), None
 
 
 def clipped_quantize(x: Tensor, step: Tensor, limit: Tensor, *, signed: bool) -> Tensor:

@@ -190,16 +190,23 @@ def _choices(net: SearchNet, along: Along) -> list[AbstractGroupChoice]:
 def _attach_noise(net: SearchNet) -> None:
     """Noise on what the layers of a group compute, where the group's choice has any."""
     noisy = {g.name for g in net.graph.groups if (choice := net.group_choice(g)) is not None and choice.is_noisy}
-    for op in net.graph.weighted if noisy else ():
-        ours = noisy.intersection(net.graph.row_units(op.weight)) if op.weight in net.graph.searched_weights else ()
-        for dim in range(1, len(net.graph.shapes[op.name])) if ours else ():
-            along = _choices_along(net, op.name, dim, set(ours))
-            if along.groups:
-                insert_slot(net, op.name, slot_name("noise", op.name, str(dim)), NoiseSlot(along, dim), _sources(along))
+    for op in net.graph.ops if noisy else ():
+        weights = {p for p in (op.weight, *op.parameters) if p in net.graph.searched_weights}
+        ours = noisy.intersection(*[{g for w in weights for g in net.graph.row_units(w)}])
+        for name in _results(net, op) if ours else ():
+            for dim in range(1, len(net.graph.shapes[name])):
+                along = _choices_along(net, name, dim, ours)
+                if along.groups:
+                    insert_slot(net, name, slot_name("noise", name, str(dim)), NoiseSlot(along, dim), _sources(along))
 
 
 def _sources(along: Along) -> tuple[str, ...]:
     return tuple(slot_name("groups", name) for name in along.groups)
+
+
+def _results(net: SearchNet, op: Op) -> list[str]:
+    """The tensor that a layer makes; those that are taken out of what a recurrent one makes."""
+    return [op.name] if op.kind in WEIGHTED else [o.name for o in net.graph.ops if op.name in o.inputs]
 
 
 def _attach_weight(net: SearchNet, weight: str, *, coupled: bool) -> None:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -174,11 +174,11 @@ def check_widths(method: AbstractMethod) -> None:
     Raises:
         FormatError: a width that does not exist, a start that is not offered, or no unit to stay.
     """
-    object.__setattr__(method, "weight_bits", check_bits("weight_bits", method.weight_bits, allow_zero=True))
-    object.__setattr__(
-        method, "activation_bits", check_bits("activation_bits", method.activation_bits, allow_zero=False)
-    )
-    check_positive("min_channels", method.min_channels)
+    for name, allow_zero in (("weight_bits", True), ("activation_bits", False)):
+        value: Any = getattr(method, name)
+        widths = (value,) if isinstance(value, int) else tuple(value)
+        object.__setattr__(method, name, check_bits(name, widths, allow_zero=allow_zero))
+    check_count("min_channels", method.min_channels)
     if method.start_bits is not None:
         check_one_of("start_bits", method.start_bits, method.widths)
 
@@ -194,6 +194,13 @@ def check_positive(argument: str, value: float) -> None:
     """Raise a FormatError unless a number is positive."""
     if not value > 0:
         msg = f"`{argument}` is {value}; allowed are positive numbers; choose one of these"
+        raise FormatError(msg)
+
+
+def check_count(argument: str, value: Any) -> None:
+    """Raise a FormatError unless a value is a whole number from 1."""
+    if not isinstance(value, int) or value < 1:
+        msg = f"`{argument}` is {value}; allowed are whole numbers from 1; choose one of these"
         raise FormatError(msg)
 
 

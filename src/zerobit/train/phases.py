@@ -164,6 +164,8 @@ def search(
     history = run_phase(
         phase, data.train, hardware, fabric=fabric, checkpoint=checkpoint, settings=settings, console=console
     )
+    if steps:
+        net.advance((steps - 1) / steps)  # the schedule is not in checkpoints; after a resumption it is where it ended
     net.method.commit(net, lambda bits: _excess(net, price, bits))
     return history
 

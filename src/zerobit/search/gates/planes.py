@@ -1,4 +1,4 @@
-"""A gate without parameters: a unit stays while the bit planes of its weights are not zero."""
+"""A gate without parameters: a unit goes once the bit planes of its weights have lost a share of their norm."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

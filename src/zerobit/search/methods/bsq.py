@@ -4,13 +4,12 @@ Yang, Duan, Chen, Li, "BSQ: Exploring Bit-Level Sparsity for Mixed-Precision Neu
 (arXiv 2102.10462).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from zerobit.bits import NetBits
 from zerobit.formats import GRID
 from zerobit.graph.ir import ChannelGroup
 from zerobit.search.choice import UnitRule
@@ -20,9 +19,9 @@ from zerobit.search.method import (
     AbstractMethod,
     Granularity,
     Searched,
+    check_count,
     check_not_negative,
     check_one_of,
-    check_positive,
     check_widths,
 )
 from zerobit.search.widths.planes import PlaneQuantizer
@@ -64,7 +63,7 @@ class Bsq(AbstractMethod):
     def __post_init__(self) -> None:
         check_widths(self)
         check_one_of("granularity", self.granularity, GRANULARITIES)
-        check_positive("periods", self.periods)
+        check_count("periods", self.periods)
         check_not_negative("strength", self.strength)
 
     def group_choice(self, group: ChannelGroup, rule: UnitRule, *, removable: bool) -> PlaneGate | None:
@@ -98,7 +97,7 @@ class Bsq(AbstractMethod):
             for p in planes:
                 p.project()
             return ()
-        _requantize(net, grow=True)
+        _requantize(net)
         for p in planes:
             p.period.fill_(period)
         return tuple(parameter for p in planes for parameter in (p.positive, p.negative))
@@ -106,9 +105,9 @@ class Bsq(AbstractMethod):
     def penalty(self, net: Searched) -> Tensor:
         """The published regulariser, relative to a network of 8-bit weights all of whose digits are 1.
 
-        strength * sum over groups of n |W| sum_b norm_b / (8 * all |W|), with n the bits and |W| the weights of a group
-        and norm_b the root of the mean square of plane b, where the paper has the root of the sum: a strength then
-        means the same for layers and networks of all sizes.
+        strength * sum over groups of n |W| sum_b norm_b / (8 * 7 * all |W|), with n the bits and |W| the weights of a
+        group and norm_b the root of the mean square of plane b, where the paper has the root of the sum: a strength
+        then means the same for layers and networks of all sizes.
         """
         total = super().penalty(net)
         if not self.strength:
@@ -119,16 +118,10 @@ class Bsq(AbstractMethod):
             norms = (planes.probability().double() * planes.is_live().T).sum(1)
             total = total + planes.elements * ((planes.live + 1) * norms).sum()
             weights += planes.positive[0].numel()
-        return self.strength * total / (max(GRID) * weights)
-
-    @torch.no_grad()
-    def commit(self, net: Searched, excess: Callable[[NetBits], float]) -> None:
-        """Requantise for the last time: what is decided are integers."""
-        del excess
-        _requantize(net, grow=False)
+        return self.strength * total / (max(GRID) * (max(GRID) - 1) * weights)
 
 
-def _requantize(net: Searched, *, grow: bool) -> None:
+def _requantize(net: Searched) -> None:
     """Of all weights; rows of units that are gone become zero, since units are measured anew from here."""
     gone = {quantizer: torch.zeros_like(quantizer.trained[:, 0], dtype=torch.bool) for quantizer in _quantizers(net)}
     for group in net.graph.groups:
@@ -136,7 +129,7 @@ def _requantize(net: Searched, *, grow: bool) -> None:
         for quantizer, rows in choice.gone() if isinstance(choice, PlaneGate) else ():
             gone[quantizer] = gone[quantizer] | rows
     for quantizer, rows in gone.items():
-        quantizer.requantize(grow=grow, gone=rows)
+        quantizer.requantize(grow=True, gone=rows)
 
 
 def _quantizers(net: Searched) -> Iterator[PlaneQuantizer]:

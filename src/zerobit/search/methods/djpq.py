@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from zerobit.errors import FormatError
 from zerobit.formats import GRID
 from zerobit.graph.ir import ChannelGroup
 from zerobit.search.choice import AbstractGroupChoice, UnitRule
@@ -68,11 +69,10 @@ class Djpq(AbstractMethod):
 
     def __post_init__(self) -> None:
         check_one_of("restrict", self.restrict, RESTRICTIONS)
+        check_widths(self)
         if self.restrict == "power_of_two":
             for name in ("weight_bits", "activation_bits"):
-                kept = tuple(b for b in getattr(self, name) if b in _POWERS_OF_TWO)
-                object.__setattr__(self, name, kept)
-        check_widths(self)
+                object.__setattr__(self, name, _powers_of_two(name, getattr(self, name)))
         check_one_of("granularity", self.granularity, ("tensor", "channel"))
         check_not_negative("information", self.information)
         check_positive("threshold", self.threshold)
@@ -115,4 +115,16 @@ class Djpq(AbstractMethod):
         return self.information * torch.cat(divergences).double().mean() / BottleneckGate.START_DIVERGENCE
 
 
-_POWERS_OF_TWO = (0, 2, 4, 8)
+def _powers_of_two(argument: str, widths: tuple[int, ...]) -> tuple[int, ...]:
+    """Those among all widths, if all are offered; else all that are offered have to be."""
+    allowed = tuple(b for b in GRID if b in (0, 2, 4, 8))
+    if set(widths) >= set(GRID[1:]):
+        return tuple(b for b in allowed if b in widths)
+    wrong = [b for b in widths if b not in allowed]
+    if wrong:
+        msg = (
+            f"`{argument}` holds {wrong[0]} in {widths}; with `restrict` 'power_of_two' allowed are {allowed}; "
+            "leave it out, or restrict to 'integer'"
+        )
+        raise FormatError(msg)
+    return widths

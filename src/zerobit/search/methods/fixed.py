@@ -53,16 +53,16 @@ class Fixed(AbstractMethod):
     plan_hash: str | None = field(init=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.activation_bits, int):
+            object.__setattr__(self, "activation_bits", (self.activation_bits,))
         if (self.bits is None) == (self.plan is None):
             what = "neither is given" if self.bits is None else "both are given"
             msg = f"`bits` or `plan`: {what}; allowed is one of them; write for example Fixed(bits=4)"
             raise FormatError(msg)
         weights, activations = self._uniform() if self.plan is None else _widths_of(self.plan)
         if self.activation_bits and set(self.activation_bits) != set(activations):
-            msg = (
-                f"`activation_bits` is {self.activation_bits}; allowed is one width, and with a plan those of the "
-                f"plan, {activations}; leave it out, or give one width"
-            )
+            allowed = "one width" if self.plan is None else f"those of the plan, {activations}"
+            msg = f"`activation_bits` is {self.activation_bits}; allowed is {allowed}; give that, or leave it out"
             raise FormatError(msg)
         object.__setattr__(self, "weight_bits", weights)
         object.__setattr__(self, "activation_bits", activations)

@@ -29,7 +29,8 @@ class PruneThenQuantize(AbstractMethod):
         granularity: "channel", or "layer" for one width per layer.
         prune_share: of the search, that is spent with gates.
         prune_to: of a budget's logarithm, that is saved by pruning. At 0.5, a quarter of the size is half by pruning
-            and half of that by widths.
+            and half of that by widths. For a cost that widths hardly change (MACs, MPIC) give 1: there is nothing that
+            they could save.
         start_bits: the widest, at which the gates are searched.
         min_channels: units that every group keeps.
 
@@ -50,7 +51,8 @@ class PruneThenQuantize(AbstractMethod):
         check_widths(self)
         check_one_of("granularity", self.granularity, GRANULARITIES)
         _check_share("prune_share", self.prune_share)
-        _check_share("prune_to", self.prune_to)
+        if self.prune_to != 1:
+            _check_share("prune_to", self.prune_to)
         if 0 not in self.weight_bits or len(self.widths) == 1:
             msg = (
                 f"`weight_bits` is {self.weight_bits}; pruning needs 0 among them and quantising two widths besides; "
