@@ -438,3 +438,20 @@ def test_users_widths_need_not_be_neighbours() -> None:
 def test_mistakes_are_named(arguments: dict[str, object], named: str) -> None:
     with pytest.raises(FormatError, match=named):
         Bsq(**arguments)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_what_is_known_of_digits_follows_them() -> None:
+    quantizer = _quantizer([[7, 5, 0], [-6, 1, 2]], per_layer=False)
+    planes = quantizer.planes
+    changes = (
+        lambda: planes.positive.mul_(0.5),
+        lambda: planes.negative.add_(0.3),
+        lambda: planes.live.sub_(1),
+        lambda: planes.load_state_dict(_quantizer([[1, 2, 3], [3, 2, 1]], per_layer=False).planes.state_dict()),
+    )
+    for change in (lambda: None, *changes):
+        change()
+        for known, now in ((planes.known_sums, planes.sums), (planes.known_squares, planes.squares)):
+            assert torch.equal(known(), now())
+            assert known() is known(), "computed once"

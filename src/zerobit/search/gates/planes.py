@@ -72,12 +72,12 @@ class PlaneGate(AbstractGroupChoice):
         return (LASSO_EPS + torch.stack(squares).sum(0)).sqrt()
 
     def probability(self, *, noise: bool = False) -> Tensor:
-        """[units], norm of each unit's digits relative to what was written; 1 where that is nothing."""
+        """[units], norm of each unit's digits relative to what was written, no gradient; 1 where that is nothing."""
         del noise
         if not self.rows:
             return torch.ones_like(self.share)
         planes = [(rows, rows.quantizer.planes) for rows in self.rows]
-        now = torch.stack([rows.total(p.squares().sum(0), self.units) for rows, p in planes]).sum(0)
+        now = torch.stack([rows.total(p.known_squares().sum(0), self.units) for rows, p in planes]).sum(0)
         then = torch.stack([rows.total(p.written.sum(0), self.units) for rows, p in planes]).sum(0)
         return torch.where(then > 0, now / then.clamp_min(LASSO_EPS), 1.0).sqrt()
 
@@ -100,7 +100,7 @@ class PlaneGate(AbstractGroupChoice):
             return torch.ones_like(self.share, dtype=torch.bool)
         found = []
         for rows in self.rows:
-            integers = rows.quantizer.planes.clipped(rows.quantizer.planes.sums())
+            integers = rows.quantizer.planes.clipped(rows.quantizer.planes.known_sums())
             found.append(rows.total(integers.abs().sum(1), self.units) > 0)
         return torch.stack(found).any(0) & (self.probability() >= self.share)
 

@@ -6,7 +6,7 @@ Shape legend: a weight is [C, K], output channels by the rest; P planes; G group
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,8 @@ class Planes(AbstractChoice):
         self.register_buffer("live", torch.ones(1 if per_layer else shape[1], dtype=torch.int64))
         self.register_buffer("written", torch.zeros(shape[:2]))
         self.register_buffer("period", torch.zeros((), dtype=torch.int64))
+        # widths, gates and prices ask for the same sums over all planes, which are the dear part of a step
+        self._remembered: dict[str, tuple[tuple[tuple[int, int], ...], Tensor]] = {}
 
     def place(self) -> Tensor:
         """Int64 [P, 1], the number of each plane."""
@@ -85,12 +87,35 @@ class Planes(AbstractChoice):
         """[C, K], the integers before rounding and clipping."""
         positive, negative = self.digits()
         value = torch.pow(2.0, self.place())[:, :, None].to(positive)
-        return ((positive - negative) * value).sum(0)
+        return self._remember("sums", ((positive - negative) * value).sum(0))
+
+    def known_sums(self) -> Tensor:
+        """`sums` without gradients, computed once for the digits as they are."""
+        return self._recall("sums", self.sums)
+
+    def known_squares(self) -> Tensor:
+        """`squares` without gradients, computed once for the digits as they are."""
+        return self._recall("squares", self.squares)
+
+    def _digits_as_they_are(self) -> tuple[tuple[int, int], ...]:
+        """Other after every change of the digits."""
+        return tuple((t.data_ptr(), t._version) for t in (self.positive, self.negative, self.live))
+
+    def _remember(self, name: str, value: Tensor) -> Tensor:
+        self._remembered[name] = self._digits_as_they_are(), value.detach()
+        return value
+
+    def _recall(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        state, value = self._remembered.get(name, ((), None))
+        if value is None or state != self._digits_as_they_are():
+            with torch.no_grad():
+                value = compute()
+        return value
 
     @torch.no_grad()
     def lowest(self) -> Tensor:
         """Int64 [G], number of the lowest plane that is not zero; one plane is left in any case."""
-        is_zero = self._by_group(self.squares()) < VANISHED**2 * self._by_group(self.written)
+        is_zero = self._by_group(self.known_squares()) < VANISHED**2 * self._by_group(self.written)
         return is_zero.long().cumprod(1).sum(1).minimum(self.live - 1)
 
     @torch.no_grad()
@@ -114,7 +139,7 @@ class Planes(AbstractChoice):
     def squares(self) -> Tensor:
         """[P, C], sum of the squared digits of each plane and channel."""
         positive, negative = self.digits()
-        return (positive.square() + negative.square()).sum(2)
+        return self._remember("squares", (positive.square() + negative.square()).sum(2))
 
     @property
     def elements(self) -> int:
@@ -137,7 +162,7 @@ class Planes(AbstractChoice):
     @torch.no_grad()
     def hard(self) -> Tensor:
         """Bool [G, P], planes that the integers need."""
-        needed = self.peak(self.clipped(self.sums()))[:, None] >= torch.pow(2, self.place()).T
+        needed = self.peak(self.clipped(self.known_sums()))[:, None] >= torch.pow(2, self.place()).T
         return needed & (self.lowest()[:, None] <= self.place().T)
 
     def peak(self, integers_CK: Tensor) -> Tensor:
