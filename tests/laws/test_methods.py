@@ -13,10 +13,14 @@ from zerobit import export
 from zerobit.cost.price import Budget
 from zerobit.cost.registry import named_cost
 from zerobit.cost.usage import usage
-from zerobit.cut.apply import apply
+from zerobit.cut.apply import QuantNet, apply
 from zerobit.cut.choices import smallest
 from zerobit.cut.decide import decide, read_offer
+from zerobit.deployment import runtimes
+from zerobit.export.runtimes.base import AbstractRuntime, Exported
+from zerobit.export.runtimes.c_library import EmulatedC
 from zerobit.export.verify import verify_onnx
+from zerobit.integer.ir import IntegerGraph
 from zerobit.integer.lower import lower, settle
 from zerobit.search.attach import attach
 from zerobit.search.net import SearchNet
@@ -75,15 +79,38 @@ def test_every_cost_has_gradients_and_every_budget_is_kept(name: str, method: st
     assert float(cost(usage(net.graph, plan.net_bits()))) <= limit * (1 + 1e-9)
 
 
-@pytest.mark.parametrize(("name", "method"), PAIRS)
-def test_every_method_ends_in_a_file_that_computes_the_same(name: str, method: str, tmp_path: Path) -> None:
+def _lowered(name: str, method: str) -> tuple[QuantNet, IntegerGraph]:
     net = _searched(name, method)
     small = apply(net, decide(net)).eval()
     settle(small)
-    graph = lower(small)
+    return small, lower(small)
+
+
+def _samples(graph: IntegerGraph, count: int) -> dict[str, np.ndarray]:
     (shape,) = graph.inputs.values()
-    count = 2 if name == "mobilenet_v2" else 8
     x = np.random.default_rng(0).normal(0, 1, (count, *shape)).astype(np.float32)
-    rows = verify_onnx(graph, export.onnx(small, tmp_path / "model.onnx"), dict.fromkeys(graph.inputs, x))
+    return dict.fromkeys(graph.inputs, x)
+
+
+@pytest.mark.parametrize(("name", "method"), PAIRS)
+def test_every_method_ends_in_a_file_that_computes_the_same(name: str, method: str, tmp_path: Path) -> None:
+    small, graph = _lowered(name, method)
+    samples = _samples(graph, 2 if name == "mobilenet_v2" else 8)
+    rows = verify_onnx(graph, export.onnx(small, tmp_path / "model.onnx"), samples)
     assert [row for row in rows if row.differences] == []
     assert sum(row.values for row in rows) > 0
+
+
+@pytest.mark.parametrize("runtime", [r for r in runtimes() if not isinstance(r, EmulatedC)], ids=lambda r: r.title)
+@pytest.mark.parametrize("method", ["djpq", "djpq_power_of_two", "fracbits_activations", "bsq_channel"])
+def test_widths_of_any_kind_are_the_same_in_every_runtime(
+    method: str, runtime: AbstractRuntime, tmp_path: Path
+) -> None:
+    """Activations of 2 to 8 bit, some of them signed."""
+    _, graph = _lowered("digits", method)
+    network = Exported(graph, tmp_path, _samples(graph, 4))
+    if reason := runtime.missing(network):
+        pytest.skip(reason)
+    rows = runtime.rows(network)
+    assert [row for row in rows if row.differences] == []
+    assert sum(row.values for row in rows) > 10_000
