@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from cases import case
+from killed import Killed, until
 from searches import attached, choice_parameters, scramble
 from zerobit.cost import Size
 from zerobit.cost.price import Strength
@@ -363,26 +363,14 @@ def test_advance_rewrites_once_a_period_and_says_what(granularity: str) -> None:
     assert len(resumed.advance(0.5)) == len(rewritten)
 
 
-class _Killed(Exception):  # noqa: N818, no mistake of anyone
-    pass
-
-
 def _search(file: Path | None, steps: int = 10**6) -> SearchNet:
     random = torch.Generator().manual_seed(0)
     x, y = torch.randn(24, 1, 4, 4, generator=random), torch.randint(0, 3, (24,), generator=random)
     data = Data(DataLoader(TensorDataset(x, y), 8, shuffle=True), DataLoader(TensorDataset(x, y), 12))
-    left = [steps]
-
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        left[0] -= 1
-        if left[0] < 0:
-            raise _Killed
-        return F.cross_entropy(output, target)
-
     torch.manual_seed(1)
     net = attached("mlp", Bsq(periods=2))
     recipe = Recipe(search_epochs=4, finetune_epochs=1, lr=1e-2, commit=1.0)
-    objective = Objective(loss=loss, distillation=0.0)
+    objective = Objective(loss=until(steps), distillation=0.0)
     search(net, Strength(Size(), 0.5), None, data, objective, recipe, Hardware("cpu", progress=False), checkpoint=file)
     return net
 
@@ -392,7 +380,7 @@ def test_a_resumed_search_is_the_whole_one(tmp_path: Path) -> None:
     whole = {name: t.tolist() for name, t in _search(None).state_dict().items()}
     file = tmp_path / "search.ckpt"
     for steps in (4, 4, 4):
-        with pytest.raises(_Killed):
+        with pytest.raises(Killed):
             _search(file, steps)
     resumed = _search(file, 3)
     assert {name: t.tolist() for name, t in resumed.state_dict().items()} == whole

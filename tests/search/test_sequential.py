@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import zerobit as zb
+from killed import Killed, until
 from searches import attached, scramble
 from zerobit.bits import NetBits
 from zerobit.cost import Size
@@ -152,10 +153,6 @@ def test_the_rate_of_choices_starts_anew_with_the_widths(share: float) -> None:
     assert method.choosing_share == min(share, 1 - share)
 
 
-class _Killed(Exception):  # noqa: N818, no mistake of anyone
-    pass
-
-
 @pytest.mark.parametrize("killed_after", [1, 2, 3])
 def test_a_killed_search_goes_on_as_if_it_had_not_been(killed_after: int, tmp_path: Path) -> None:
     """Four epochs; gates stand after two. Killed in the first step of each of the others."""
@@ -167,16 +164,9 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(killed_after: int, tmp_pa
         search(net, Budget(Size(), "40%"), None, _data(), Objective(loss=loss), recipe, HARDWARE, checkpoint=file)
         return {name: t.tolist() for name, t in net.state_dict().items()}
 
-    steps = iter(range(100))
-
-    def until(output: Tensor, target: Tensor) -> Tensor:
-        if next(steps) == killed_after * len(_data().train):
-            raise _Killed
-        return F.cross_entropy(output, target)
-
     whole = run(F.cross_entropy, None)
-    with pytest.raises(_Killed):
-        run(until, tmp_path / "search.ckpt")
+    with pytest.raises(Killed):
+        run(until(killed_after * len(_data().train)), tmp_path / "search.ckpt")
     assert run(F.cross_entropy, tmp_path / "search.ckpt") == whole
 
 

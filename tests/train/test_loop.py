@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from killed import Killed, until
 from searches import METHODS, attached
 from zerobit.cost import Size
 from zerobit.cost.price import Budget
@@ -35,23 +36,6 @@ def _data() -> Data:
 
 
 STEPS = 3  # of 8 in 24
-
-
-class _Killed(Exception):  # noqa: N818, no mistake of anyone
-    pass
-
-
-def _until(calls: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """A loss that works for so many steps."""
-    left = [calls]
-
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        left[0] -= 1
-        if left[0] < 0:
-            raise _Killed
-        return F.cross_entropy(output, target)
-
-    return loss
 
 
 Run = Callable[[Objective, Path | None], tuple[nn.Module, list[Epoch]]]
@@ -100,13 +84,13 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(name: str, tmp_path: Path) -
     assert _state(again) == _state(whole), "the same seed gives the same weights"
     file = tmp_path / "phase.ckpt"
     for killed_after in (0, STEPS - 1, STEPS + 1, 1):
-        with pytest.raises(_Killed):
-            PHASES[name](Objective(loss=_until(killed_after)), file)
+        with pytest.raises(Killed):
+            PHASES[name](Objective(loss=until(killed_after)), file)
     assert [p.name for p in tmp_path.iterdir()] == ["phase.ckpt"]
-    resumed, found = PHASES[name](Objective(loss=_until(2 * STEPS)), file)
+    resumed, found = PHASES[name](Objective(loss=until(2 * STEPS)), file)
     assert _state(resumed) == _state(whole)
     assert found == history
-    finished, found = PHASES[name](Objective(loss=_until(0)), file)
+    finished, found = PHASES[name](Objective(loss=until(0)), file)
     assert _state(finished) == _state(whole)
     assert found == history
 
@@ -139,7 +123,7 @@ def test_wall_time_is_kept_over_a_resumption(tmp_path: Path) -> None:
     _, history = _float(Objective(loss=slow), file)
     assert all(e.seconds >= STEPS * 0.01 for e in history)
     assert duration(history) == sum(e.seconds for e in history)
-    _, again = _float(Objective(loss=_until(0)), file)
+    _, again = _float(Objective(loss=until(0)), file)
     assert [e.seconds for e in again] == [e.seconds for e in history]
 
 
@@ -226,8 +210,8 @@ def test_a_damaged_checkpoint_is_refused(damage: str, tmp_path: Path) -> None:
 
 def test_a_write_that_fails_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "phase.ckpt"
-    with pytest.raises(_Killed):
-        _float(Objective(loss=_until(STEPS)), file)
+    with pytest.raises(Killed):
+        _float(Objective(loss=until(STEPS)), file)
     before = file.read_bytes()
 
     def half(state: object, path: Path) -> None:
@@ -241,7 +225,7 @@ def test_a_write_that_fails_leaves_the_last_checkpoint(tmp_path: Path, monkeypat
             _float(Objective(), file)
     assert file.read_bytes() == before
     whole, _ = _float(Objective(), None)
-    resumed, _ = _float(Objective(loss=_until(2 * STEPS)), file)
+    resumed, _ = _float(Objective(loss=until(2 * STEPS)), file)
     assert _state(resumed) == _state(whole)
 
 

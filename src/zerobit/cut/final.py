@@ -11,7 +11,7 @@ the step is a whole fraction of that of these levels.
 Shape legend: C output channels, B = len(GRID).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -30,9 +30,7 @@ def width_score(net: SearchNet, weight: str) -> Tensor:
     score = torch.full((len(slot.index), len(GRID)), -torch.inf, dtype=torch.float64)
     preference = slot.quantizer.preference()
     if slot.coupled:
-        choices = {g.name: net.group_choice(g) for g in net.graph.groups}
-        samples = [choice.preference() for name in slot.groups if (choice := choices[name]) is not None]
-        preference = per_channel(samples, slot.index)
+        preference = per_channel([net.choice(name).preference() for name in slot.groups], slot.index)
     score[:, [GRID.index(w) for w in slot.quantizer.widths]] = preference.double().cpu()
     return score
 
@@ -62,17 +60,16 @@ def final_steps(net: SearchNet, weight: str, bits: Sequence[int]) -> Tensor:
     step = slot.quantizer.step_at(flat, narrower.to(flat.device)).double().cpu()
     full_range = slot.quantizer.full_range
     ratio = [finer(t, b, full_range=full_range) for t, b in zip(trained.tolist(), bits, strict=True)]
-    factor = _unit_factors(net)
-    if slot.groups and not slot.coupled:
-        step = step * per_channel([factor[name] for name in slot.groups], slot.index).double().cpu().abs()
+    factors = _factors(net, slot.groups)
+    if factors:
+        step = step * per_channel(factors, slot.index).double().cpu().abs()
     return step / torch.tensor(ratio, dtype=torch.float64)
 
 
-def _unit_factors(net: SearchNet) -> Mapping[str, Tensor]:
-    """Group -> [units], factor of each unit if it stays."""
-    found = {group.name: (net.group_choice(group), group.units) for group in net.graph.groups}
-    ones = {name: torch.ones(units, device=net.device) for name, (_, units) in found.items()}
-    return {name: ones[name] if choice is None else choice.factor() for name, (choice, _) in found.items()}
+def _factors(net: SearchNet, groups: Sequence[str]) -> list[Tensor]:
+    """[units] of each group, factors of units if they stay; none where all are 1."""
+    choices = [net.choice(name) for name in groups]
+    return [choice.factor() for choice in choices] if any(choice.scales for choice in choices) else []
 
 
 @torch.no_grad()
@@ -83,8 +80,7 @@ def settle_searched(net: SearchNet, plan: Plan) -> None:
         net: a network in search; one of its own, since its parameters change.
         plan: for it.
     """
-    tensors, factors = net.tensors(), _unit_factors(net)
-    scaled = {g.name for g in net.graph.groups if (choice := net.group_choice(g)) is not None and choice.scales}
+    tensors = net.tensors()
     for name, weight in plan.weights.items():
         slot, trained = net.weight_slot(name), trained_bits(net, name)
         flat = to_rows(tensors[name], slot.layout)
@@ -93,10 +89,10 @@ def settle_searched(net: SearchNet, plan: Plan) -> None:
         if promoted.any():
             quantized = slot.quantizer.quantized(flat, trained.to(flat.device))
             settled = torch.where(promoted[:, None].to(flat.device), quantized, settled)
-        if scaled.intersection(slot.groups):
-            settled = settled * per_channel([factors[g] for g in slot.groups], slot.index)[:, None]
+        if factors := _factors(net, slot.groups):
+            settled = settled * per_channel(factors, slot.index)[:, None]
         if settled is not flat:
             tensors[name].copy_(from_rows(settled, tensors[name], slot.layout))
     for name, slot in net.parameter_gates():
-        if scaled.intersection(slot.groups):
-            tensors[name].copy_(slot.scaled(tensors[name], [factors[g] for g in slot.groups]))
+        if factors := _factors(net, slot.groups):
+            tensors[name].copy_(slot.scaled(tensors[name], factors))

@@ -113,7 +113,9 @@ class _ClippedQuantize(torch.autograd.Function):
 
 
 def clipped_quantize(x: Tensor, step: Tensor, limit: Tensor, *, signed: bool) -> Tensor:
-    """D * round(clamp(x, low, q) / d) with the gradients of `companded_quantize` at t = 1; low is -q or 0.
+    """Clamp to low..q and round to multiples of d, with the gradients of `companded_quantize` at t = 1.
+
+    The lowest value is 0, or -(q + d): signed activations use the lowest level of two's complement.
 
     Args:
         x: any shape.

@@ -117,7 +117,7 @@ class AbstractActivationSlot(nn.Module, ABC):
         return None
 
 
-class ActivationSlot(AbstractActivationSlot):
+class AbstractSteppedSlot(AbstractActivationSlot):
     """One learned step per width."""
 
     def __init__(self, widths: Sequence[int], signed: bool) -> None:
@@ -125,19 +125,10 @@ class ActivationSlot(AbstractActivationSlot):
         self.formats = [Format(w, signed=signed, full_range=True) for w in widths]
         self.log_step = nn.Parameter(torch.zeros(len(self.widths)))
 
-    def forward(self, x: Tensor, choice: Tensor | None = None) -> Tensor:
-        """The sum of the copies."""
-        if self.bypassed:
-            return x
-        steps = self.log_step.exp()
-        copies = [fake_quantize(x, steps[i], f.low, f.high) for i, f in enumerate(self.formats)]
-        if choice is None:
-            assert len(copies) == 1
-            return copies[0]
-        mixed = choice[0, 0] * copies[0]
-        for share, copy in zip(choice[0, 1:], copies[1:], strict=True):
-            mixed = mixed + share * copy
-        return mixed
+    def copy(self, x: Tensor, column: int) -> Tensor:
+        """Quantised x at one of the widths, by its place among them."""
+        levels = self.formats[column]
+        return fake_quantize(x, self.log_step[column].exp(), levels.low, levels.high)
 
     @torch.no_grad()
     def fit(self, values: Tensor) -> None:
@@ -149,6 +140,23 @@ class ActivationSlot(AbstractActivationSlot):
     def step(self, bits: int) -> float:
         """The learned one."""
         return float(self.log_step.detach().exp()[self.widths.index(bits)])
+
+
+class ActivationSlot(AbstractSteppedSlot):
+    """Mixed from copies at all widths by a choice that is given."""
+
+    def forward(self, x: Tensor, choice: Tensor | None = None) -> Tensor:
+        """The sum of the copies."""
+        if self.bypassed:
+            return x
+        copies = [self.copy(x, column) for column in range(len(self.widths))]
+        if choice is None:
+            assert len(copies) == 1
+            return copies[0]
+        mixed = choice[0, 0] * copies[0]
+        for share, copy in zip(choice[0, 1:], copies[1:], strict=True):
+            mixed = mixed + share * copy
+        return mixed
 
 
 class FixedWeightSlot(nn.Module):

@@ -15,7 +15,6 @@ from zerobit.graph.program import slot_name
 from zerobit.graph.rows import to_rows
 from zerobit.quant.placement import ActivationSite
 from zerobit.quant.slot import AbstractActivationSlot
-from zerobit.search.choice import AbstractGroupChoice
 from zerobit.search.control import Control, Count, Widths, captured
 from zerobit.search.method import AbstractMethod
 from zerobit.search.net import SearchNet
@@ -179,20 +178,16 @@ def _gate_result(net: SearchNet, op: Op, groups: set[str]) -> None:
         along = _choices_along(net, op.name, dim, groups)
         if along.groups:
             name = slot_name("results", op.name, str(dim))
-            scales = any(choice.scales for choice in _choices(net, along))
+            scales = any(net.choice(group).scales for group in along.groups)
             insert_slot(net, op.name, name, GateSlot(along, dim, masks=scales), _sources(along))
-
-
-def _choices(net: SearchNet, along: Along) -> list[AbstractGroupChoice]:
-    return [choice for g in net.graph.groups if g.name in along.groups and (choice := net.group_choice(g)) is not None]
 
 
 def _attach_noise(net: SearchNet) -> None:
     """Noise on what the layers of a group compute, where the group's choice has any."""
-    noisy = {g.name for g in net.graph.groups if (choice := net.group_choice(g)) is not None and choice.is_noisy}
+    noisy = {group for group in net.choosing_groups if net.choice(group).is_noisy}
     for op in net.graph.ops if noisy else ():
         weights = {p for p in (op.weight, *op.parameters) if p in net.graph.searched_weights}
-        ours = noisy.intersection(*[{g for w in weights for g in net.graph.row_units(w)}])
+        ours = noisy & {group for weight in weights for group in net.graph.row_units(weight)}
         for name in _results(net, op) if ours else ():
             for dim in range(1, len(net.graph.shapes[name])):
                 along = _choices_along(net, name, dim, ours)

@@ -87,13 +87,14 @@ class AbstractGroupChoice(AbstractChoice):
     scales: bool = False
     is_noisy: bool = False
 
-    @abstractmethod
     def keep(self, *, hard: bool) -> Tensor:
         """[units], float64, probability of staying, or 0 and 1.
 
         Args:
             hard: which of the two.
         """
+        view = self.view(hard=hard)
+        return 1 - view[:, 0] if self.widths else view
 
     @abstractmethod
     def log_odds(self) -> Tensor:
@@ -126,6 +127,11 @@ class AbstractGroupChoice(AbstractChoice):
             bits: the width.
         """
         del bits
+
+
+def ranks(importance: Tensor) -> Tensor:
+    """Int64 [units], place of each unit in the order of importance, 0 for the least."""
+    return torch.argsort(torch.argsort(importance, stable=True), stable=True)
 
 
 def log_preference(probability: Tensor) -> Tensor:

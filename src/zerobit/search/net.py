@@ -113,7 +113,11 @@ class SearchNet(Program):
         """The choice module of a channel group, if it has one."""
         if group.name not in self.choosing_groups:
             return None
-        choice = fetch(self, slot_name("groups", group.name))
+        return self.choice(group.name)
+
+    def choice(self, group: str) -> AbstractGroupChoice:
+        """The choice module of a channel group that has one, by name."""
+        choice = fetch(self, slot_name("groups", group))
         assert isinstance(choice, AbstractGroupChoice)
         return choice
 
@@ -172,7 +176,7 @@ class SearchNet(Program):
         slot = self.weight_slot(weight)
         channels, widths = len(slot.index), slot.quantizer.widths
         if slot.coupled:
-            theta = per_channel([self._theta(name, hard=hard) for name in slot.groups], slot.index)
+            theta = per_channel([self.choice(name).view(hard=hard) for name in slot.groups], slot.index)
             p = theta.new_zeros(channels, len(GRID))
             columns = torch.tensor([0, *(GRID.index(w) for w in widths)], device=theta.device)
             return BitDist(p.index_copy(1, columns, theta))
@@ -180,9 +184,3 @@ class SearchNet(Program):
         if slot.groups:
             gate = per_channel([keep[name] for name in slot.groups], slot.index)
         return BitDist.from_gate_and_width(gate, slot.quantizer.distribution(hard=hard), widths)
-
-    def _theta(self, group: str, *, hard: bool) -> Tensor:
-        choice = fetch(self, slot_name("groups", group))
-        assert isinstance(choice, AbstractGroupChoice)
-        assert choice.widths
-        return choice.view(hard=hard)

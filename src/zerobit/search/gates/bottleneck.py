@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from zerobit.search.choice import AbstractGroupChoice, Sample, UnitRule
+from zerobit.search.choice import AbstractGroupChoice, Sample, UnitRule, ranks
 
 #: Start of VIBNet: mean ~ N(1, 0.01), log of the variance ~ N(-9, 0.01).
 START_MEAN, START_LOG_VARIANCE, START_DEVIATION = 1.0, -9.0, 0.01
@@ -60,7 +60,7 @@ class BottleneckGate(AbstractGroupChoice):
             importance: [units], larger is more important.
         """
         if len(importance) > 1:
-            rank = torch.argsort(torch.argsort(importance, stable=True), stable=True).to(self.noise)
+            rank = ranks(importance).to(self.noise)
             self.noise -= _SPREAD / UNIT * (2 * rank / (len(rank) - 1) - 1)
 
     def probability(self, *, noise: bool = False) -> Tensor:
@@ -72,10 +72,6 @@ class BottleneckGate(AbstractGroupChoice):
         """[units], bool: alpha at or above the threshold, as many as the rule allows."""
         log_alpha = self.log_alpha().detach()
         return self.rule.apply(log_alpha >= self.log_threshold, log_alpha)
-
-    def keep(self, *, hard: bool) -> Tensor:
-        """[units]."""
-        return self.view(hard=hard)
 
     def log_odds(self) -> Tensor:
         """[units], of the soft choice; 0 at the threshold."""

@@ -37,10 +37,6 @@ class FixedGate(AbstractGroupChoice):
         """[units], bool."""
         return self.kept
 
-    def keep(self, *, hard: bool) -> Tensor:
-        """[units]."""
-        return self.view(hard=hard)
-
     def log_odds(self) -> Tensor:
         """[units]: what stays, must."""
         return torch.where(self.kept, torch.inf, _GONE).double()

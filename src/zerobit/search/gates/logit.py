@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from zerobit.search.choice import AbstractGroupChoice, Sample, Sampling, UnitRule, gumbel_noise
+from zerobit.search.choice import AbstractGroupChoice, Sample, Sampling, UnitRule, gumbel_noise, ranks
 
 #: Gates start clearly open, close enough to the threshold to be closed within a search.
 GATE_START = 0.85
@@ -39,7 +39,7 @@ class LogitGate(AbstractGroupChoice):
             importance: [units], larger is more important.
         """
         if self.sampling == "hard" and len(importance) > 1:
-            rank = torch.argsort(torch.argsort(importance, stable=True), stable=True).to(self.gate)
+            rank = ranks(importance).to(self.gate)
             self.gate *= 1 + _SPREAD * (2 * rank / (len(rank) - 1) - 1)
 
     def probability(self, *, noise: bool = False) -> Tensor:
@@ -52,10 +52,6 @@ class LogitGate(AbstractGroupChoice):
     def hard(self) -> Tensor:
         """[units], bool: probability above 1/2, as many as the rule allows."""
         return self.rule.apply(self.gate.detach() > 0, self.gate.detach())
-
-    def keep(self, *, hard: bool) -> Tensor:
-        """[units]."""
-        return self.view(hard=hard)
 
     def log_odds(self) -> Tensor:
         """[units], of the probability at this temperature."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from zerobit.quant.fake import straight_through
-from zerobit.search.choice import AbstractGroupChoice, Sample, UnitRule
+from zerobit.search.choice import AbstractGroupChoice, Sample, UnitRule, ranks
 from zerobit.search.widths.planes import LASSO_EPS, VANISHED, PlaneQuantizer
 
 
@@ -90,7 +90,7 @@ class PlaneGate(AbstractGroupChoice):
         Args:
             importance: [units], larger is more important.
         """
-        rank = torch.argsort(torch.argsort(importance, stable=True), stable=True).to(self.share)
+        rank = ranks(importance).to(self.share)
         self.share.copy_(_FIRST_GONE - (_FIRST_GONE - VANISHED) * rank / max(1, len(rank) - 1))
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ from zerobit.search.method import (
     check_widths,
 )
 from zerobit.search.widths.planes import PlaneQuantizer
-from zerobit.search.widths.softmax import SoftmaxWidth
+from zerobit.search.widths.softmax import SoftmaxWidth, activation_softmax
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Bsq(AbstractMethod):
     requantised every so often, planes that became zero are dropped, and one is grown where integers outgrew them.
     Beyond it: a cost takes the place of the lasso's fixed strength, its gradient per bit being the lasso's; a low plane
     counts as zero once it has lost half of its norm; a width may belong to each channel; and a unit whose planes lost
-    their norm is removed.
+    their norm is removed. There are 14 trained numbers per weight: for large networks other methods are quicker.
 
     Attributes:
         weight_bits: offered to weights, from {0, 2..8}; 0 removes channels. Planes that the integers need are rounded
@@ -77,10 +77,7 @@ class Bsq(AbstractMethod):
 
     def activation_choice(self) -> SoftmaxWidth | None:
         """A softmax over the widths, if there are several; planes are for weights."""
-        if len(self.activation_bits) == 1:
-            return None
-        start = torch.tensor(self.activation_bits) / max(self.activation_bits)
-        return SoftmaxWidth(1, self.activation_bits, "hard", start)
+        return activation_softmax(self.activation_bits, "hard")
 
     def attached(self, net: Searched) -> None:
         """Let gates follow the planes of their groups' weights."""

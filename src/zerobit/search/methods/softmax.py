@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from zerobit.formats import DEFAULT_STORAGE
@@ -20,7 +19,7 @@ from zerobit.search.method import (
 )
 from zerobit.search.widths.base import GridQuantizer
 from zerobit.search.widths.coupled import CoupledChoice
-from zerobit.search.widths.softmax import SoftmaxWidth, start_logits
+from zerobit.search.widths.softmax import SoftmaxWidth, activation_softmax, start_logits
 
 
 @dataclass(frozen=True)
@@ -90,10 +89,7 @@ class ChannelSoftmax(AbstractMethod):
 
     def activation_choice(self) -> SoftmaxWidth | None:
         """One row."""
-        if len(self.activation_bits) == 1:
-            return None
-        start = torch.tensor(self.activation_bits) / max(self.activation_bits)
-        return SoftmaxWidth(1, self.activation_bits, self.sampling, start)
+        return activation_softmax(self.activation_bits, self.sampling)
 
     def temperature(self, progress: float) -> float:
         """Geometric from start to end."""

@@ -14,6 +14,24 @@ from zerobit.quant.slot import AbstractWeightGrid
 from zerobit.search.choice import AbstractChoice, Sampling, log_preference
 
 
+def nearest(widths: Sequence[int], bits: int) -> int:
+    """The width nearest to a number of bits, the narrower of two equally near."""
+    return min(widths, key=lambda width: abs(width - bits))
+
+
+def closeness(values: Tensor, points: Tensor) -> Tensor:
+    """Float64 [N, G], minus the squared distance of each value to each point: a preference for the nearest.
+
+    The lower one of two equally near has the same, and comes first; what one more step to a point is worth grows with
+    its length and its distance to the threshold.
+
+    Args:
+        values: [N].
+        points: [G], ascending.
+    """
+    return -(points.double() - values.double()[:, None]).square()
+
+
 class AbstractWidthChoice(AbstractChoice):
     """One of several widths, for each channel or for all channels of a layer.
 
@@ -109,8 +127,8 @@ class AbstractWeightQuantizer(nn.Module, ABC):
         return steps.gather(1, columns[:, None].to(steps.device)).squeeze(1)
 
 
-class GridQuantizer(AbstractWeightQuantizer):
-    """A copy of the weight at each width on a grid of its own, mixed by a choice.
+class AbstractGridQuantizer(AbstractWeightQuantizer):
+    """A weight on a grid of its own at each width, by a choice.
 
     Args:
         grid: levels and steps.
@@ -123,21 +141,10 @@ class GridQuantizer(AbstractWeightQuantizer):
         super().__init__(channels, grid.widths, full_range=grid.full_range, per_layer=per_layer)
         self.grid, self.choice = grid, choice
 
-    def forward(self, w_CK: Tensor, factor: Tensor | None = None, shares: Tensor | None = None) -> Tensor:
-        """Sum of the copies."""
-        if shares is None:
-            shares = self._shares(w_CK, factor)
-        return self.grid.mix(w_CK, shares.to(w_CK))
-
-    def _shares(self, w_CK: Tensor, factor: Tensor | None) -> Tensor:
-        shares = w_CK.new_ones(self.channels, len(self.widths)) if self.choice is None else self.choice()
-        return shares if factor is None else shares * factor[:, None]
-
     def distribution(self, *, hard: bool) -> Tensor:
         """Of the choice."""
         if self.choice is None:
-            device = next(self.grid.buffers()).device
-            return torch.ones(self.channels, 1, dtype=torch.float64, device=device)
+            return torch.ones(self.channels, 1, dtype=torch.float64, device=self.grid.low.device)
         return self.choice.view(hard=hard)
 
     def preference(self) -> Tensor:
@@ -152,3 +159,17 @@ class GridQuantizer(AbstractWeightQuantizer):
         """Of the choice."""
         if self.choice is not None:
             self.choice.start_at(bits)
+
+
+class GridQuantizer(AbstractGridQuantizer):
+    """A copy of the weight at each width, mixed by the choice."""
+
+    def forward(self, w_CK: Tensor, factor: Tensor | None = None, shares: Tensor | None = None) -> Tensor:
+        """Sum of the copies."""
+        if shares is None:
+            shares = self._shares(w_CK, factor)
+        return self.grid.mix(w_CK, shares.to(w_CK))
+
+    def _shares(self, w_CK: Tensor, factor: Tensor | None) -> Tensor:
+        shares = w_CK.new_ones(self.channels, len(self.widths)) if self.choice is None else self.choice()
+        return shares if factor is None else shares * factor[:, None]

@@ -47,10 +47,6 @@ class CoupledChoice(AbstractGroupChoice):
         best = torch.where(kept, theta[:, 1:].argmax(1) + 1, 0)
         return nn.functional.one_hot(best, theta.shape[1])
 
-    def keep(self, *, hard: bool) -> Tensor:
-        """[units]."""
-        return 1 - self.view(hard=hard)[:, 0]
-
     def log_odds(self) -> Tensor:
         """[units], of not being removed."""
         stay = 1 - self.probability().detach().double()[:, 0]

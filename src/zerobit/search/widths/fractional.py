@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from zerobit.bits import blend
-from zerobit.formats import Format
-from zerobit.quant.fake import fake_quantize, mix_precisions, straight_through
-from zerobit.quant.ranges import least_squares_step
-from zerobit.quant.slot import AbstractActivationSlot, LearnedGrid
+from zerobit.quant.fake import mix_precisions, straight_through
+from zerobit.quant.slot import AbstractSteppedSlot, LearnedGrid
 from zerobit.search.choice import AbstractGroupChoice, Sample, UnitRule
-from zerobit.search.widths.base import AbstractWeightQuantizer, AbstractWidthChoice
+from zerobit.search.widths.base import AbstractGridQuantizer, AbstractWidthChoice, closeness, nearest
 
 
 def neighbour_shares(width: Tensor, points: Sequence[int]) -> Tensor:
@@ -47,19 +45,15 @@ def neighbours(shares: Tensor) -> Tensor:
     return torch.stack([low, low + 1], 1)
 
 
-def closeness(width: Tensor, grid: Tensor, offset: Tensor) -> Tensor:
-    """Float64 [N, G], minus the squared distance in bits of each point to where a width is rounded from.
-
-    The nearest point has the largest, the lower one of two equally near; what one more step to it is worth grows with
-    its length and its distance to the threshold.
+def rounded_from(width: Tensor, grid: Tensor, offset: Tensor) -> Tensor:
+    """Float64 [N], where widths are rounded from.
 
     Args:
         width: [N], brought between the first point and the last.
         grid: [G], ascending.
         offset: scalar, added before rounding.
     """
-    from_ = width.detach().clamp(grid[0], grid[-1]).double() + offset.double()
-    return -(grid.double() - from_[:, None]).square()
+    return width.detach().clamp(grid[0], grid[-1]).double() + offset.double()
 
 
 class FractionalWidth(AbstractWidthChoice):
@@ -89,7 +83,7 @@ class FractionalWidth(AbstractWidthChoice):
 
     def preference(self) -> Tensor:
         """[channels, W], by distance; the nearest is the hard choice."""
-        return closeness(self.width, self.grid, self.offset).expand(self.channels, -1)
+        return closeness(rounded_from(self.width, self.grid, self.offset), self.grid).expand(self.channels, -1)
 
     def hard(self) -> Tensor:
         """[channels, W], one-hot at the width nearest to the real one and the offset."""
@@ -98,7 +92,7 @@ class FractionalWidth(AbstractWidthChoice):
     @torch.no_grad()
     def start_at(self, bits: int) -> None:
         """The nearest width on offer, all of it; in place."""
-        self.width.fill_(float(min(self.widths, key=lambda width: abs(width - bits))))
+        self.width.fill_(float(nearest(self.widths, bits)))
 
     def extra_repr(self) -> str:
         """Rows and widths."""
@@ -135,7 +129,7 @@ class FractionalChoice(AbstractGroupChoice):
 
     def _closeness(self) -> Tensor:
         """[units, 1 + W]; removal is infinitely far from a unit that must stay."""
-        return self._with_removal(closeness(self.width, self.grid, self.offset), -torch.inf)
+        return self._with_removal(closeness(rounded_from(self.width, self.grid, self.offset), self.grid), -torch.inf)
 
     def _with_removal(self, values: Tensor, none: float) -> Tensor:
         return values if self.removable else torch.cat([torch.full_like(values[:, :1], none), values], 1)
@@ -150,10 +144,6 @@ class FractionalChoice(AbstractGroupChoice):
         kept = self.rule.apply(closeness_.argmax(1) > 0, self.log_odds())
         return nn.functional.one_hot(torch.where(kept, offered.argmax(1) + 1, 0), closeness_.shape[1])
 
-    def keep(self, *, hard: bool) -> Tensor:
-        """[units]."""
-        return 1 - self.view(hard=hard)[:, 0]
-
     def log_odds(self) -> Tensor:
         """[units], by how much nearer the narrowest width is than 0; rises with the width, 0 at the threshold."""
         closeness_ = self._closeness()
@@ -167,14 +157,14 @@ class FractionalChoice(AbstractGroupChoice):
     @torch.no_grad()
     def start_at(self, bits: int) -> None:
         """The nearest width on offer, all of it; in place."""
-        self.width.fill_(float(min(self.widths, key=lambda width: abs(width - bits))))
+        self.width.fill_(float(nearest(self.widths, bits)))
 
     def extra_repr(self) -> str:
         """Units and widths."""
         return f"units={len(self.width)}, widths={self.widths}"
 
 
-class FractionalQuantizer(AbstractWeightQuantizer):
+class FractionalQuantizer(AbstractGridQuantizer):
     """A weight at the two neighbours of its widths; the other copies have no share and are not made.
 
     Args:
@@ -184,9 +174,7 @@ class FractionalQuantizer(AbstractWeightQuantizer):
     """
 
     def __init__(self, w_CK: Tensor, widths: Sequence[int], choice: FractionalWidth | None) -> None:
-        per_layer = choice is not None and choice.per_layer
-        super().__init__(len(w_CK), widths, full_range=False, per_layer=per_layer)
-        self.grid, self.choice = LearnedGrid(widths, w_CK), choice
+        super().__init__(LearnedGrid(widths, w_CK), len(w_CK), choice)
 
     def forward(self, w_CK: Tensor, factor: Tensor | None = None, shares: Tensor | None = None) -> Tensor:
         """Sum of the two copies."""
@@ -202,33 +190,12 @@ class FractionalQuantizer(AbstractWeightQuantizer):
     def _own_shares(self, w_CK: Tensor) -> Tensor:
         return w_CK.new_ones(self.channels, 1) if self.choice is None else self.choice()
 
-    def distribution(self, *, hard: bool) -> Tensor:
-        """Of the choice."""
-        if self.choice is None:
-            return torch.ones(self.channels, 1, dtype=torch.float64, device=self.grid.low.device)
-        return self.choice.view(hard=hard)
 
-    def preference(self) -> Tensor:
-        """Of the choice."""
-        return torch.zeros(self.channels, 1, dtype=torch.float64) if self.choice is None else self.choice.preference()
-
-    def steps(self, w_CK: Tensor) -> Tensor:
-        """The learned ones."""
-        return self.grid.steps(w_CK)
-
-    def start_at(self, bits: int) -> None:
-        """Of the choice."""
-        if self.choice is not None:
-            self.choice.start_at(bits)
-
-
-class FractionalActivationSlot(AbstractActivationSlot):
+class FractionalActivationSlot(AbstractSteppedSlot):
     """An activation at the two neighbours of a real width of its own, with one learned step per width."""
 
     def __init__(self, widths: Sequence[int], signed: bool) -> None:
         super().__init__(widths, signed)
-        self.formats = [Format(w, signed=signed, full_range=True) for w in widths]
-        self.log_step = nn.Parameter(torch.zeros(len(self.widths)))
         self.choice = FractionalWidth(1, self.widths, max(self.widths), per_layer=True)
 
     def forward(self, x: Tensor, choice: Tensor | None = None) -> Tensor:
@@ -236,26 +203,11 @@ class FractionalActivationSlot(AbstractActivationSlot):
         del choice
         if self.bypassed:
             return x
-        share, step = self.choice()[0], self.log_step.exp()
+        share = self.choice()[0]
         if not self.training:
-            return self._copy(x, step, int(share.argmax()))
+            return self.copy(x, int(share.argmax()))
         low, high = neighbours(share[None])[0].tolist()
-        return share[low] * self._copy(x, step, low) + share[high] * self._copy(x, step, high)
-
-    def _copy(self, x: Tensor, step: Tensor, column: int) -> Tensor:
-        levels = self.formats[column]
-        return fake_quantize(x, step[column], levels.low, levels.high)
-
-    @torch.no_grad()
-    def fit(self, values: Tensor) -> None:
-        """Set the steps to least squared error."""
-        flat = values.reshape(1, -1).float()
-        steps = [least_squares_step(flat, f.low, f.high) for f in self.formats]
-        self.log_step.copy_(torch.cat(steps).log())
-
-    def step(self, bits: int) -> float:
-        """The learned one."""
-        return float(self.log_step.detach().exp()[self.widths.index(bits)])
+        return share[low] * self.copy(x, low) + share[high] * self.copy(x, high)
 
     def distribution(self, *, hard: bool) -> Tensor:
         """[1, A], of its width."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zerobit.quant.fake import straight_through
 from zerobit.quant.ranges import least_squares_step
 from zerobit.search.choice import AbstractChoice
-from zerobit.search.widths.base import AbstractWeightQuantizer
+from zerobit.search.widths.base import AbstractWeightQuantizer, nearest
 
 #: A digit is at most this times its parameter: a choice is given a rate at which a logit crosses its range within the
 #: search, and the range of a digit is smaller.
@@ -301,7 +301,7 @@ class PlaneQuantizer(AbstractWeightQuantizer):
     @torch.no_grad()
     def start_at(self, bits: int) -> None:
         """Binary digits of the trained weight at a width, with steps of least squared error; in place."""
-        bits = min(self.widths, key=lambda width: abs(width - bits))
+        bits = nearest(self.widths, bits)
         high = 2 ** (bits - 1) - 1
         step = least_squares_step(self.trained, -high, high)
         self.log_step.copy_(step.log())

@@ -19,7 +19,7 @@ from zerobit.quant.companded import clipped_quantize, compand, companded_quantiz
 from zerobit.quant.fake import fake_quantize, straight_through
 from zerobit.quant.ranges import least_squares_step
 from zerobit.quant.slot import AbstractActivationSlot
-from zerobit.search.widths.base import AbstractWeightQuantizer, AbstractWidthChoice
+from zerobit.search.widths.base import AbstractWeightQuantizer, AbstractWidthChoice, closeness, nearest
 
 Restriction = Literal["none", "integer", "power_of_two"]
 RESTRICTIONS: tuple[Restriction, ...] = ("none", "integer", "power_of_two")
@@ -27,8 +27,6 @@ RESTRICTIONS: tuple[Restriction, ...] = ("none", "integer", "power_of_two")
 EXPONENTS = (0.5, 2.0)
 #: A range stays within this factor of where it started.
 _RANGE_FACTOR = 1000.0
-#: Preference lost per squared bit of distance, as a logarithm.
-_SHARPNESS = 1.0
 
 
 class CompandedRange(nn.Module):
@@ -102,8 +100,7 @@ class StepWidth(AbstractWidthChoice):
     @torch.no_grad()
     def start_at(self, bits: int) -> None:
         """Start from a width, or the nearest on offer, in place."""
-        nearest = min(self.widths, key=lambda w: abs(w - bits))
-        self.log_step.copy_(self.within.log_span() - self._log_levels(nearest))
+        self.log_step.copy_(self.within.log_span() - self._log_levels(nearest(self.widths, bits)))
 
     @torch.no_grad()
     def project(self) -> None:
@@ -148,7 +145,7 @@ class StepWidth(AbstractWidthChoice):
         bits = self.bits().detach().double()
         if self.restrict == "power_of_two":
             offered, bits = offered.log2(), bits.log2()
-        return -_SHARPNESS * (bits[:, None] - offered).square()
+        return closeness(bits, offered)
 
     def _log_step(self) -> Tensor:
         span, low, high = self.within.log_span(), self._log_levels(self.widths[0]), self._log_levels(self.widths[-1])

@@ -48,6 +48,13 @@ class SoftmaxWidth(AbstractWidthChoice):
         self.width.copy_(start_logits(self.widths, bits).expand_as(self.width))
 
 
+def activation_softmax(widths: Sequence[int], sampling: Sampling) -> SoftmaxWidth | None:
+    """The choice of one activation, started as published at b / max(b); None if there is one width only."""
+    if len(widths) == 1:
+        return None
+    return SoftmaxWidth(1, widths, sampling, torch.tensor(widths) / max(widths))
+
+
 def start_logits(widths: Sequence[int], first: int) -> Tensor:
     """Start logits: the published b / max(b), folded around the width to start from."""
     return 1 - (torch.tensor(widths) - first).abs() / max(widths)
