@@ -10,7 +10,6 @@ from cases import case, randomised
 from zerobit.search.attach import attach
 from zerobit.search.choice import AbstractChoice
 from zerobit.search.gates.bottleneck import BottleneckGate
-from zerobit.search.gates.planes import PlaneGate
 from zerobit.search.method import AbstractMethod
 from zerobit.search.methods.bsq import Bsq
 from zerobit.search.methods.djpq import Djpq
@@ -79,21 +78,14 @@ def scramble(net: SearchNet, seed: int, spread: float = 2.0) -> SearchNet:
 
 @torch.no_grad()
 def scramble_planes(net: SearchNet, random: torch.Generator) -> None:
-    """Give bit planes random integers of random widths, and some units none but zeros."""
+    """Give bit planes random integers of random widths, and some rows none but zeros."""
     for module in net.modules():
         if isinstance(module, Planes):
             high = len(module.positive)
             live = torch.randint(1, high + 1, module.live.shape, generator=random)
             integers = torch.randint(-(2**high), 2**high, module.positive.shape[1:], generator=random)
+            integers *= (torch.rand(integers.shape[0], 1, generator=random) < 0.8).long()
             module.write(integers.clamp(1 - 2 ** live[:, None], 2 ** live[:, None] - 1), live)
-    for gate in net.modules():
-        if isinstance(gate, PlaneGate):
-            gone = torch.rand(gate.units + 1, generator=random) < 0.4
-            gone[-1] = False  # rows of no unit
-            for rows in gate.rows:
-                planes = rows.quantizer.planes
-                stays = (~gone[rows.unit])[:, None].float()
-                planes.write(planes.clipped(planes.sums()) * stays, planes.live)
 
 
 def choice_parameters(net: SearchNet) -> list[nn.Parameter]:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,8 @@ from zerobit.cost.usage import usage
 from zerobit.cut.apply import apply
 from zerobit.cut.decide import decide
 from zerobit.errors import FormatError
+from zerobit.graph.ir import ChannelGroup
 from zerobit.search.attach import attach
-from zerobit.search.choice import UnitRule
-from zerobit.search.gates.planes import PlaneGate, UnitRows
 from zerobit.search.methods.bsq import Bsq
 from zerobit.search.net import SearchNet
 from zerobit.search.widths.planes import LARGEST_UNIT, UNIT_OF_RANGE, VANISHED, PlaneQuantizer
@@ -40,7 +40,7 @@ def _quantizer(
     with torch.no_grad():
         quantizer.log_step.zero_()
         quantizer.planes.write(w, torch.full_like(quantizer.planes.live, max(widths) - 1))
-        quantizer.requantize(grow=False)
+        quantizer.requantize()
     return quantizer
 
 
@@ -113,23 +113,24 @@ def _quantizers(net: nn.Module) -> list[PlaneQuantizer]:
     return [m for m in net.modules() if isinstance(m, PlaneQuantizer)]
 
 
-@pytest.mark.parametrize("grow", [False, True])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @torch.no_grad()
-def test_requantising_changes_no_weight(granularity: str, grow: bool, seed: int) -> None:
+def test_requantising_changes_no_weight(granularity: str, seed: int) -> None:
     for quantizer in _quantizers(_trained(granularity, seed)):
         before, bits = quantizer(quantizer.trained), _bits(quantizer)
         parameters = [p.clone() for p in quantizer.planes.parameters()]
-        quantizer.requantize(grow=grow)
+        quantizer.requantize()
         assert torch.equal(quantizer(quantizer.trained), before)
         assert all(new <= old for new, old in zip(_bits(quantizer), bits, strict=True))
         assert not all(torch.equal(a, b) for a, b in zip(quantizer.planes.parameters(), parameters, strict=True))
         digits = torch.stack(quantizer.planes.digits())
         assert set(digits.unique().tolist()) <= {0.0, 1.0}
+        quantizer.requantize()  # planes that were given and not used are dropped
         again = copy.deepcopy(quantizer)
-        again.requantize(grow=False)
-        assert all(torch.equal(a, b) for a, b in zip(again.buffers(), quantizer.buffers(), strict=True)) or grow
+        again.requantize()
+        assert torch.equal(again(quantizer.trained), before)
+        assert all(torch.equal(a, b) for a, b in zip(again.buffers(), quantizer.buffers(), strict=True))
 
 
 @torch.no_grad()
@@ -138,17 +139,14 @@ def test_integers_that_outgrow_their_planes_are_given_another() -> None:
     assert quantizer.planes.live.tolist() == [2]
     quantizer.planes.positive[1, 0, 0] = 2 / quantizer.planes.unit()[1, 0, 0]  # 1 + 2 * 2, and 3 is the most
     assert quantizer(quantizer.trained).tolist() == [[3.0, -1.0, 0.0]]
-    kept = copy.deepcopy(quantizer)
-    kept.requantize(grow=False)
-    assert kept.planes.live.tolist() == [2]
-    quantizer.requantize(grow=True)
+    quantizer.requantize()
     assert quantizer.planes.live.tolist() == [3]
     assert quantizer(quantizer.trained).tolist() == [[3.0, -1.0, 0.0]]
     assert _bits(quantizer) == [3], "a width is paid for when it is used"
     quantizer.planes.positive[2, 0, 2] = 1 / quantizer.planes.unit()[2, 0, 0]
     assert _bits(quantizer) == [4]
     quantizer.planes.positive[2, 0, 2] = 0
-    quantizer.requantize(grow=True)
+    quantizer.requantize()
     assert quantizer.planes.live.tolist() == [2], "a plane that was not used is dropped again"
 
 
@@ -156,7 +154,7 @@ def test_integers_that_outgrow_their_planes_are_given_another() -> None:
 def test_eight_bits_are_the_most() -> None:
     quantizer = _quantizer([[127, 1]])
     quantizer.planes.positive[6] = 2 / quantizer.planes.unit()[6]
-    quantizer.requantize(grow=True)
+    quantizer.requantize()
     assert quantizer.planes.live.tolist() == [7]
     assert quantizer(quantizer.trained)[0, 0] == 127
 
@@ -170,7 +168,7 @@ def test_a_low_plane_that_lost_its_norm_is_zero() -> None:
     assert _bits(quantizer) == [3]
     weight = quantizer(quantizer.trained)
     assert (weight % 2 == 0).all()
-    quantizer.requantize(grow=True)
+    quantizer.requantize()
     assert quantizer.shift.tolist() == [1]
     assert torch.equal(quantizer(quantizer.trained), weight)
 
@@ -232,7 +230,7 @@ def test_the_gradient_of_a_digit_is_its_place_times_the_step() -> None:
     upstream = torch.tensor([[1.0, -3.0]])
     weight = nn.Parameter(torch.zeros(1, 2))
     (quantizer(weight) * upstream).sum().backward()
-    for b, unit in enumerate((0.5, 0.5, 0.25)):  # at most a quarter of the range of 7
+    for b, unit in enumerate((16, 16, 8)):  # at most eight ranges of 7
         assert quantizer.planes.positive.grad[b].tolist() == (unit * 0.25 * 2**b * upstream).tolist()
         assert quantizer.planes.negative.grad[b].tolist() == (-unit * 0.25 * 2**b * upstream).tolist()
     assert not quantizer.planes.positive.grad[3:].any(), "planes that are masked"
@@ -240,22 +238,34 @@ def test_the_gradient_of_a_digit_is_its_place_times_the_step() -> None:
     assert weight.grad.tolist() == [[0.0, 0.0]], "the user's weight is not used"
 
 
+@torch.no_grad()
+def _empty(net: SearchNet, group: ChannelGroup, units: list[int]) -> None:
+    """Make all digits of these units zero, in place, in the weights that make them."""
+    for weight in net.graph.searched_weights:
+        unit = net.graph.row_units(weight).get(group.name)
+        if unit is not None:
+            rows = torch.isin(torch.as_tensor(unit), torch.tensor(units))
+            for digits in net.weight_slot(weight).quantizer.get_submodule("planes").parameters():
+                digits[:, rows] = 0
+
+
+def _groups(net: SearchNet) -> dict[str, ChannelGroup]:
+    return {group.name: group for group in net.graph.groups}
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @torch.no_grad()
 def test_a_unit_goes_with_its_last_plane_and_is_gone_after_apply(granularity: str) -> None:
     net = attached("digits", Bsq(granularity=granularity)).eval()  # type: ignore[arg-type]
-    group = next(g for g in net.graph.groups if g.name == "block1.conv1")
+    group = _groups(net)["block1.conv1"]
     choice = net.group_choice(group)
-    assert isinstance(choice, PlaneGate)
-    assert choice.hard().all()
-    assert (choice.log_odds() > 0).all()
-    for rows in choice.rows:
-        rows.quantizer.planes.positive[:, rows.unit == 5] = 0
-        rows.quantizer.planes.negative[:, rows.unit == 5] = 0
+    assert choice is not None
+    _empty(net, group, [5])
+    assert choice.hard().all(), "digits may come back within a period"
+    net.method.commit(net, lambda bits: 0.0)
     assert choice.hard().logical_not().nonzero().tolist() == [[5]]
-    assert (choice.log_odds() > 0).tolist() == choice.hard().tolist()
     plan = decide(net)
-    assert 5 not in plan.kept["block1.conv1"]
+    assert plan.kept["block1.conv1"] == tuple(u for u in range(group.units) if u != 5)
     small = apply(net, plan).eval()
     assert small.tensors()["block1.conv1.weight"].shape[0] == group.units - 1
     inputs = case("digits").inputs(3)
@@ -263,104 +273,65 @@ def test_a_unit_goes_with_its_last_plane_and_is_gone_after_apply(granularity: st
 
 
 @torch.no_grad()
-def test_as_many_units_stay_as_the_rule_asks_for() -> None:
-    quantizer = _quantizer([[0, 0], [7, 7], [1, 0], [0, 0], [3, 3]], per_layer=True)
-    gate = PlaneGate(5, UnitRule())
-    gate.bind([UnitRows(quantizer, torch.arange(5))])
-    gate.order(torch.tensor([1.0, 5.0, 3.0, 2.0, 4.0]))
-    assert gate.hard().int().tolist() == [0, 1, 1, 0, 1]
-    odds = gate.log_odds()
-    assert odds[1] > odds[4] > odds[2] > 0 > odds[[0, 3]].max()
-    assert odds.isfinite().all()
-    gate.rule = UnitRule(multiple_of=2)
-    assert gate.hard().sum() == 4
-    gate.rule = UnitRule(at_least=5)
-    assert gate.hard().all()
+def test_a_unit_that_one_weight_still_makes_stays() -> None:
+    net = attached("digits", "bsq")
+    group = next(g for g in net.graph.groups if len(list(_makers(net, g))) > 1)
+    choice = net.group_choice(group)
+    assert choice is not None
+    _empty(net, group, [0, 2, 3])
+    first = net.weight_slot(next(_makers(net, group))).quantizer
+    assert isinstance(first, PlaneQuantizer)
+    first.planes.positive[0, 2] = 1 / first.planes.unit()[0]
+    net.advance(0.3)
+    assert choice.hard().logical_not().nonzero().tolist() == [[0], [3]]
+    choice.gate.add_(4.0)
+    assert choice.hard().all(), "a gate may open again"
 
 
-@torch.no_grad()
-def test_units_whose_digits_shrink_alike_go_one_after_another_and_stay_gone() -> None:
-    quantizer = _quantizer([[7, 7], [7, 7], [7, 7]])
-    gate = PlaneGate(3, UnitRule())
-    gate.bind([UnitRows(quantizer, torch.arange(3))])
-    gate.order(torch.tensor([2.0, 1.0, 3.0]))
-    written = quantizer.planes.positive.clone()
-    kept = []
-    for share in (1.0, 0.91, 0.89, 0.71, 0.69, 0.51, 0.49):
-        quantizer.planes.positive.copy_(share * written)
-        kept.append(gate.hard().int().tolist())
-        odds = gate.log_odds() > 0
-        assert odds.int().tolist() == (kept[-1] if share > VANISHED else [0, 0, 0])
-    assert kept == [[1, 1, 1], [1, 1, 1], [1, 0, 1], [1, 0, 1], [0, 0, 1], [0, 0, 1], [0, 0, 1]], "one stays anyway"
-    quantizer.planes.positive.copy_(0.89 * written)
-    before = quantizer(quantizer.trained, gate.eval()().factor)
-    for found, gone in gate.gone():
-        found.requantize(grow=True, gone=gone)
-    assert gate.hard().int().tolist() == [1, 0, 1]
-    assert torch.equal(quantizer(quantizer.trained, gate().factor), before)
-    assert not quantizer(quantizer.trained)[1].any()
+def _makers(net: SearchNet, group: ChannelGroup) -> Iterator[str]:
+    return (w for w in net.graph.searched_weights if group.name in net.graph.row_units(w))
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @torch.no_grad()
 def test_a_new_period_changes_nothing_of_what_a_network_computes(granularity: str) -> None:
     net = _trained(granularity, 7).eval()
-    gates = [gate for group in net.graph.groups if isinstance(gate := net.group_choice(group), PlaneGate)]
-    shares = torch.cat([gate.log_odds() for gate in gates])
-    assert (shares > 0).any()
-    assert (shares < 0).any()
-    inputs, keep = case("inverted_residual").inputs(2), [gate.hard() for gate in gates]
-    before = net(*inputs)
-    assert net.advance(0.3)
+    inputs = case("inverted_residual").inputs(2)
+    before, period = net(*inputs), {int(q.planes.period) for q in _quantizers(net)}
+    written = [q.planes.positive.clone() for q in _quantizers(net)]
+    net.advance(0.3)
     assert torch.equal(net(*inputs), before)
-    assert all(torch.equal(gate.hard(), old) for gate, old in zip(gates, keep, strict=True))
-
-
-def test_a_price_presses_on_whole_units_as_a_group_lasso() -> None:
-    quantizer = _quantizer([[3, 1], [2, 0]], widths=(2, 3))
-    gate = PlaneGate(2, UnitRule())
-    gate.bind([UnitRows(quantizer, torch.tensor([0, 1]))])
-    keep = gate.keep(hard=False)
-    assert keep.detach().tolist() == [1.0, 1.0]
-    keep.sum().backward()
-    norms = torch.tensor([3.0, 1.0]).sqrt()  # binary digits of 3, 1 and of 2
-    for c in range(2):
-        expected = quantizer.planes.unit()[:, 0] / norms[c] * quantizer.planes.digits()[0][:, c].detach()
-        torch.testing.assert_close(quantizer.planes.positive.grad[:, c], expected)
-
-
-@torch.no_grad()
-def test_a_copy_follows_its_own_planes() -> None:
-    net = attached("digits", "bsq")
-    twin = copy.deepcopy(net)
-    names = [n for n, _ in twin.named_parameters()]
-    assert len(names) == len(set(names)) == len({id(p) for p in twin.parameters()})
-    group = next(g for g in net.graph.groups if g.name == "block1.conv1")
-    theirs, ours = twin.group_choice(group), net.group_choice(group)
-    assert isinstance(theirs, PlaneGate)
-    assert isinstance(ours, PlaneGate)
-    assert {id(r.quantizer) for r in theirs.rows} <= {id(m) for m in twin.modules()}
-    for rows in theirs.rows:
-        rows.quantizer.planes.positive[:, 2:] = 0
-        rows.quantizer.planes.negative[:, 2:] = 0
-    assert theirs.hard().sum() == 2
-    assert ours.hard().all()
-    assert not any("rows" in name for name in net.state_dict())
+    assert (period, {int(q.planes.period) for q in _quantizers(net)}) == ({0}, {1})
+    assert not any(torch.equal(q.planes.positive, old) for q, old in zip(_quantizers(net), written, strict=True))
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_advance_rewrites_once_a_period_and_says_what(granularity: str) -> None:
     net = _trained(granularity, 5)
-    assert net.advance(0.24) == ()
-    assert all((q.planes.unit() * q.planes.positive).min() >= -1 for q in _quantizers(net))
-    rewritten = net.advance(0.25)
-    assert {id(p) for p in rewritten} == {id(p) for q in _quantizers(net) for p in q.planes.parameters()}
-    assert {id(p) for p in rewritten} <= {id(p) for p in choice_parameters(net)}
-    assert net.advance(0.26) == ()
+    digits = [p for q in _quantizers(net) for p in (q.planes.positive, q.planes.negative)]
+
+    def rewrites(progress: float) -> bool:
+        """Whether some digits become others, beyond being put back into their bounds."""
+        for q in _quantizers(net):
+            q.planes.project()
+        old = [p.clone() for p in digits]
+        net.advance(progress)
+        return not all(torch.equal(a, b) for a, b in zip(old, digits, strict=True))
+
+    assert not rewrites(0.24)
+    assert rewrites(0.25)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in digits:
+            p.mul_(torch.rand_like(p))
+    assert not rewrites(0.26)
     resumed = _trained(granularity, 6)
     resumed.load_state_dict(net.state_dict())
-    assert resumed.advance(0.27) == (), "what was done is part of the state"
-    assert len(resumed.advance(0.5)) == len(rewritten)
+    resumed.advance(0.27)
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), net.parameters(), strict=True)), (
+        "part of the state"
+    )
+    assert rewrites(0.5)
 
 
 def _search(file: Path | None, steps: int = 10**6) -> SearchNet:
@@ -443,3 +414,15 @@ def test_what_is_known_of_digits_follows_them() -> None:
         for known, now in ((planes.known_sums, planes.sums), (planes.known_squares, planes.squares)):
             assert torch.equal(known(), now())
             assert known() is known(), "computed once"
+
+
+def test_digits_are_weights_and_gates_are_choices() -> None:
+    """Choices get a higher rate where a search is short, which digits could not bear."""
+    net = attached("digits", "bsq")
+    groups = {g["name"]: g for g in net.param_groups(lr=0.5, choice_lr=0.25)}
+    digits = {id(p) for q in _quantizers(net) for p in q.planes.parameters()}
+    choices = filter(None, (net.group_choice(group) for group in net.graph.groups))
+    gates = {id(choice.get_parameter("gate")) for choice in choices}
+    assert {id(p) for p in groups["planes"]["params"]} == digits
+    assert {id(p) for p in groups["choices"]["params"]} == gates
+    assert (groups["planes"]["lr"], groups["planes"]["weight_decay"]) == (0.5, 0.0)

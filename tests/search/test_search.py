@@ -311,7 +311,7 @@ def test_optimizer_groups_hold_every_parameter_once(method: str) -> None:
             is_choice = id(parameter) in choices
             is_weight = found in net.tensors() and parameter.dim() > 1
             assert group["weight_decay"] == (0.125 if is_weight else 0.0), found
-            assert group["lr"] == (0.25 if is_choice else 0.5), found
+            assert group["lr"] == (0.25 if is_choice and group["name"] != "planes" else 0.5), found
     torch.optim.Adam(groups)
 
 

@@ -32,12 +32,16 @@ class Sample:
 
 
 class AbstractChoice(nn.Module, ABC):
-    """A trained choice; its parameters learn at the rate of choices.
+    """A trained choice.
 
     Attributes:
+        is_of_weights: whether its parameters are weights in another form, which learn at the rate of weights; others
+            learn at that of choices, which is made faster where a search is short.
         sampling: "hard" uses the hard choice with the soft gradient, "softmax" the probabilities, "gumbel" a sample.
         temperature: of the probabilities; set by the method's schedule.
     """
+
+    is_of_weights: bool = False
 
     def __init__(self, sampling: Sampling) -> None:
         super().__init__()

@@ -124,18 +124,16 @@ class AbstractMethod(ABC):
         """Called once all slots of a network are in place."""
         del net
 
-    def advance(self, net: Searched, progress: float) -> tuple[nn.Parameter, ...]:
+    def advance(self, net: Searched, progress: float) -> None:
         """Move the schedule of a network in search; called before every step.
+
+        Parameters that get new values mean what they meant: what an optimizer remembers of them stays true.
 
         Args:
             net: with this method's choices.
             progress: share of the search that is done, 0..1.
-
-        Returns:
-            Parameters that got new values: what an optimizer remembers of them is void.
         """
         del net, progress
-        return ()
 
     def penalty(self, net: Searched) -> Tensor:
         """The method's own loss term, a scalar."""

@@ -48,25 +48,31 @@ class SearchNet(Program):
     def param_groups(
         self, lr: float = 1e-3, choice_lr: float | None = None, weight_decay: float = 0.0
     ) -> list[dict[str, Any]]:
-        """Optimizer groups: weights, quantisation ranges and choices apart.
+        """Optimizer groups: weights, bit planes, quantisation ranges and choices apart.
 
         Args:
-            lr: of weights and ranges.
+            lr: of weights, planes and ranges.
             choice_lr: of gates and widths; ten times `lr` if None.
-            weight_decay: on weights of two or more dimensions only, never on ranges or choices.
+            weight_decay: on weights of two or more dimensions only, never on what a method trains.
         """
-        weights, vectors, ranges, choices = [], [], [], []
+        weights, vectors, planes, ranges, choices = [], [], [], [], []
         theirs = {id(tensor) for tensor in self.tensors().values()}
-        chosen = {id(p) for m in self.modules() if isinstance(m, AbstractChoice) for p in m.parameters(recurse=False)}
+        chosen = {
+            id(parameter): planes if module.is_of_weights else choices
+            for module in self.modules()
+            if isinstance(module, AbstractChoice)
+            for parameter in module.parameters(recurse=False)
+        }
         for parameter in self.parameters():
             if id(parameter) in theirs:
                 (weights if parameter.dim() > 1 else vectors).append(parameter)
             else:
-                (choices if id(parameter) in chosen else ranges).append(parameter)
+                chosen.get(id(parameter), ranges).append(parameter)
         choice_lr = 10 * lr if choice_lr is None else choice_lr
         groups = [
             {"name": "weights", "params": weights, "lr": lr, "weight_decay": weight_decay},
             {"name": "vectors", "params": vectors, "lr": lr, "weight_decay": 0.0},
+            {"name": "planes", "params": planes, "lr": lr, "weight_decay": 0.0},
             {"name": "ranges", "params": ranges, "lr": lr, "weight_decay": 0.0},
             {"name": "choices", "params": choices, "lr": choice_lr, "weight_decay": 0.0},
         ]
@@ -88,18 +94,14 @@ class SearchNet(Program):
             if choice is not None:
                 choice.start_at(bits)
 
-    def advance(self, progress: float) -> tuple[nn.Parameter, ...]:
-        """Move the schedule: temperature of all choices at a share of the search, 0..1, and what the method does.
-
-        Returns:
-            Parameters that got new values: what an optimizer remembers of them is void.
-        """
+    def advance(self, progress: float) -> None:
+        """Move the schedule: temperature of all choices at a share of the search, 0..1, and what the method does."""
         self.progress = progress
         temperature = self.method.temperature(progress)
         for module in self.modules():
             if isinstance(module, AbstractChoice):
                 module.temperature = temperature
-        return self.method.advance(self, progress)
+        self.method.advance(self, progress)
 
     def penalty(self) -> Tensor:
         """The method's own loss term."""

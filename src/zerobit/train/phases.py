@@ -139,10 +139,6 @@ def search(
 
     optimizer = torch.optim.Adam(net.param_groups(recipe.lr, choice_lr, recipe.weight_decay))
 
-    def advance(progress: float) -> None:
-        for parameter in net.advance(progress):
-            optimizer.state.pop(parameter, None)  # moments of values that are no longer there
-
     def schedule(group: str, progress: float) -> float:
         return cosine(net.method.rate_progress(progress) if group == "choices" else progress * recipe.search_share)
 
@@ -154,7 +150,7 @@ def search(
         loss=lambda batch: objective(net, teacher, batch, fabric.device) + price(net),
         validate=lambda: evaluate(net, data.val, objective),
         schedule=schedule,
-        before_step=advance,
+        before_step=net.advance,
         after_step=lambda: price.update(net),
         note=note,
         extra={"price": price},

@@ -42,6 +42,16 @@ class LogitGate(AbstractGroupChoice):
             rank = ranks(importance).to(self.gate)
             self.gate *= 1 + _SPREAD * (2 * rank / (len(rank) - 1) - 1)
 
+    @torch.no_grad()
+    def close(self, units: Tensor) -> None:
+        """Close gates as far as they were open at first, in place; they may open again.
+
+        Args:
+            units: bool [units].
+        """
+        closed = -torch.logit(torch.tensor(GATE_START)).to(self.gate)
+        self.gate.copy_(torch.where(units, self.gate.minimum(closed), self.gate))
+
     def probability(self, *, noise: bool = False) -> Tensor:
         """[units]."""
         logit = self.gate

@@ -4,16 +4,17 @@ Yang, Duan, Chen, Li, "BSQ: Exploring Bit-Level Sparsity for Mixed-Precision Neu
 (arXiv 2102.10462).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from zerobit.bits import NetBits
 from zerobit.formats import GRID
 from zerobit.graph.ir import ChannelGroup
 from zerobit.search.choice import UnitRule
-from zerobit.search.gates.planes import PlaneGate, UnitRows
+from zerobit.search.gates.logit import GATE_START, LogitGate
 from zerobit.search.method import (
     GRANULARITIES,
     AbstractMethod,
@@ -35,8 +36,9 @@ class Bsq(AbstractMethod):
     A weight is trained as its signed binary digits. As published, a group lasso presses on each plane, weights are
     requantised every so often, planes that became zero are dropped, and one is grown where integers outgrew them.
     Beyond it: a cost takes the place of the lasso's fixed strength, its gradient per bit being the lasso's; a low plane
-    counts as zero once it has lost half of its norm; a width may belong to each channel; and a unit whose planes lost
-    their norm is removed. There are 14 trained numbers per weight: for large networks other methods are quicker.
+    counts as zero once it has lost half of its norm; a width may belong to each channel; and units have gates, since a
+    lasso that drives whole units to zero spoils those that stay. The gate of a unit whose planes are all zero closes.
+    There are 14 trained numbers per weight: for large networks other methods are quicker.
 
     Attributes:
         weight_bits: offered to weights, from {0, 2..8}; 0 removes channels. Planes that the integers need are rounded
@@ -66,9 +68,9 @@ class Bsq(AbstractMethod):
         check_count("periods", self.periods)
         check_not_negative("strength", self.strength)
 
-    def group_choice(self, group: ChannelGroup, rule: UnitRule, *, removable: bool) -> PlaneGate | None:
-        """A gate that follows the planes."""
-        return PlaneGate(group.units, rule) if removable else None
+    def group_choice(self, group: ChannelGroup, rule: UnitRule, *, removable: bool) -> LogitGate | None:
+        """A gate per unit."""
+        return LogitGate(group.units, "hard", GATE_START, rule) if removable else None
 
     def weight_quantizer(self, w_CK: Tensor, widths: tuple[int, ...], *, coupled: bool) -> PlaneQuantizer:
         """Planes per layer or channel."""
@@ -79,25 +81,23 @@ class Bsq(AbstractMethod):
         """A softmax over the widths, if there are several; planes are for weights."""
         return activation_softmax(self.activation_bits, "hard")
 
-    def attached(self, net: Searched) -> None:
-        """Let gates follow the planes of their groups' weights."""
-        for group in net.graph.groups:
-            choice = net.group_choice(group)
-            if isinstance(choice, PlaneGate):
-                choice.bind(_rows(net, group))
-
     @torch.no_grad()
-    def advance(self, net: Searched, progress: float) -> tuple[nn.Parameter, ...]:
+    def advance(self, net: Searched, progress: float) -> None:
         """Keep digits within their bounds; requantise where a period begins."""
-        period, planes = int(progress * self.periods), [quantizer.planes for quantizer in _quantizers(net)]
-        if all(int(p.period) >= period for p in planes):
-            for p in planes:
-                p.project()
-            return ()
-        _requantize(net)
-        for p in planes:
-            p.period.fill_(period)
-        return tuple(parameter for p in planes for parameter in (p.positive, p.negative))
+        period, quantizers = int(progress * self.periods), list(_quantizers(net))
+        if all(int(quantizer.planes.period) >= period for quantizer in quantizers):
+            for quantizer in quantizers:
+                quantizer.planes.project()
+            return
+        _close_empty(net)
+        for quantizer in quantizers:
+            quantizer.requantize()
+            quantizer.planes.period.fill_(period)
+
+    def commit(self, net: Searched, excess: Callable[[NetBits], float]) -> None:
+        """Close the gates of units whose planes became zero since the last period began."""
+        del excess
+        _close_empty(net)
 
     def penalty(self, net: Searched) -> Tensor:
         """The published regulariser, relative to a network of 8-bit weights all of whose digits are 1.
@@ -118,24 +118,25 @@ class Bsq(AbstractMethod):
         return self.strength * total / (max(GRID) * (max(GRID) - 1) * weights)
 
 
-def _requantize(net: Searched) -> None:
-    """Of all weights; rows of units that are gone become zero, since units are measured anew from here."""
-    gone = {quantizer: torch.zeros_like(quantizer.trained[:, 0], dtype=torch.bool) for quantizer in _quantizers(net)}
-    for group in net.graph.groups:
-        choice = net.group_choice(group)
-        for quantizer, rows in choice.gone() if isinstance(choice, PlaneGate) else ():
-            gone[quantizer] = gone[quantizer] | rows
-    for quantizer, rows in gone.items():
-        quantizer.requantize(grow=True, gone=rows)
-
-
 def _quantizers(net: Searched) -> Iterator[PlaneQuantizer]:
     return (module for module in net.modules() if isinstance(module, PlaneQuantizer))
 
 
-def _rows(net: Searched, group: ChannelGroup) -> Iterator[UnitRows]:
+@torch.no_grad()
+def _close_empty(net: Searched) -> None:
+    """Close the gates of units that have nothing but zeros in the weights that make them."""
+    for group in net.graph.groups:
+        gate, found = net.group_choice(group), list(_fullness(net, group))
+        if isinstance(gate, LogitGate) and found:
+            gate.close(~torch.stack(found).any(0))
+
+
+def _fullness(net: Searched, group: ChannelGroup) -> Iterator[Tensor]:
+    """Of each weight that makes units of a group, bool [units]: whether one of its integers is not zero."""
     for weight in net.graph.searched_weights:
         unit = net.graph.row_units(weight).get(group.name)
         quantizer = net.weight_slot(weight).quantizer if unit is not None else None
         if isinstance(quantizer, PlaneQuantizer):
-            yield UnitRows(quantizer, torch.as_tensor(unit))
+            full = quantizer.planes.clipped(quantizer.planes.known_sums()).any(1)
+            units = torch.as_tensor(unit, device=full.device)[full]
+            yield torch.isin(torch.arange(group.units, device=full.device), units)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zerobit.errors import FormatError
 from zerobit.formats import GRID
@@ -99,13 +99,12 @@ class Djpq(AbstractMethod):
         """A range and step."""
         return RangeActivationSlot(self.activation_bits, signed, self.restrict)
 
-    def advance(self, net: Searched, progress: float) -> tuple[nn.Parameter, ...]:
+    def advance(self, net: Searched, progress: float) -> None:
         """Keep ranges, steps and exponents where their gradients have a meaning."""
         del progress
         for module in net.modules():
             if isinstance(module, StepWidth):
                 module.project()
-        return ()
 
     def penalty(self, net: Searched) -> Tensor:
         """`information` times the mean divergence of the gates, over that of the start."""

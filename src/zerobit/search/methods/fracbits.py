@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zerobit.bits import NetBits
 from zerobit.formats import GRID
@@ -87,12 +87,11 @@ class FracBits(AbstractMethod):
         return kind(self.activation_bits, signed)
 
     @torch.no_grad()
-    def advance(self, net: Searched, progress: float) -> tuple[nn.Parameter, ...]:
+    def advance(self, net: Searched, progress: float) -> None:
         """Bring widths that a step led off their grid back to its end."""
         del progress
         for choice in fractional(net):
             choice.width.clamp_(choice.grid[0], choice.grid[-1])
-        return ()
 
     @torch.no_grad()
     def commit(self, net: Searched, excess: Callable[[NetBits], float]) -> None:

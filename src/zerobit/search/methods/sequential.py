@@ -93,15 +93,14 @@ class PruneThenQuantize(AbstractMethod):
         """Whether gates are trained at a share of the search, 0..1; else widths are."""
         return progress < self.prune_share
 
-    def advance(self, net: Searched, progress: float) -> tuple[nn.Parameter, ...]:
+    def advance(self, net: Searched, progress: float) -> None:
         """Train gates or widths; what is not trained keeps its hard choice, which the forward uses anyway.
 
-        No parameter gets a new value. Optimizers leave alone what has no gradient.
+        Optimizers leave alone what has no gradient.
         """
         pruning = self.prunes(progress)
         for gates, parameter in _choices(net):
             parameter.requires_grad_(gates == pruning)
-        return ()
 
     def limit_share(self, progress: float, ramp: float) -> float:
         """Falls in two parts: to `prune_to` while gates are trained, and to the budget with the widths."""

@@ -16,12 +16,12 @@ from zerobit.quant.ranges import least_squares_step
 from zerobit.search.choice import AbstractChoice
 from zerobit.search.widths.base import AbstractWeightQuantizer, nearest
 
-#: A digit is at most this times its parameter: a choice is given a rate at which a logit crosses its range within the
-#: search, and the range of a digit is smaller.
-LARGEST_UNIT = 0.5
-#: And at most this much of the range of the weight is what a parameter of one stands for: digits are weights, too, and
-#: high ones at the rate of choices would train nothing.
-UNIT_OF_RANGE = 0.25
+#: A digit is at most this times its parameter, which learns at the rate of weights: low digits, whose range is that of
+#: [0, 1] and not that of a weight, have to move faster than weights do.
+LARGEST_UNIT = 16.0
+#: And at most this many ranges of the weight is what a parameter of one stands for: high digits move the weight itself.
+#: (Digits task, size 6 %: with half of both, 7 and 9 points are lost; with twice of both, searches end at chance.)
+UNIT_OF_RANGE = 8.0
 #: A low plane with less than this share of the norm that it was written with is zero.
 VANISHED = 0.5
 #: Under the root of each group of the lasso; of the paper's code.
@@ -42,10 +42,11 @@ class Planes(AbstractChoice):
         positive: [P, C, K].
         negative: [P, C, K], subtracted.
         live: int64 [G], number of planes in use, from the lowest.
-        written: [P, C], sum of the squared digits of each plane and channel when they were last written.
+        written: [P, G], sum of the squared digits of each plane when they were last written.
         period: int64 scalar, the period of the search that the planes were last rewritten in.
     """
 
+    is_of_weights = True
     live: Tensor
     written: Tensor
     period: Tensor
@@ -54,9 +55,9 @@ class Planes(AbstractChoice):
         super().__init__("hard")
         self.positive, self.negative = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.zeros(shape))
         self.register_buffer("live", torch.ones(1 if per_layer else shape[1], dtype=torch.int64))
-        self.register_buffer("written", torch.zeros(shape[:2]))
+        self.register_buffer("written", torch.zeros(len(self.positive), len(self.live)))
         self.register_buffer("period", torch.zeros((), dtype=torch.int64))
-        # widths, gates and prices ask for the same sums over all planes, which are the dear part of a step
+        # widths and prices ask for the same sums over all planes, which are the dear part of a step
         self._remembered: dict[str, tuple[tuple[tuple[int, int], ...], Tensor]] = {}
 
     def place(self) -> Tensor:
@@ -115,8 +116,8 @@ class Planes(AbstractChoice):
     @torch.no_grad()
     def lowest(self) -> Tensor:
         """Int64 [G], number of the lowest plane that is not zero; one plane is left in any case."""
-        is_zero = self._by_group(self.known_squares()) < VANISHED**2 * self._by_group(self.written)
-        return is_zero.long().cumprod(1).sum(1).minimum(self.live - 1)
+        is_zero = self.known_squares() < VANISHED**2 * self.written
+        return is_zero.T.long().cumprod(1).sum(1).minimum(self.live - 1)
 
     @torch.no_grad()
     def top(self) -> Tensor:
@@ -137,9 +138,10 @@ class Planes(AbstractChoice):
         return per_channel.reshape(len(self.live), -1, per_channel.shape[-1])
 
     def squares(self) -> Tensor:
-        """[P, C], sum of the squared digits of each plane and channel."""
+        """[P, G], sum of the squared digits of each plane."""
         positive, negative = self.digits()
-        return self._remember("squares", (positive.square() + negative.square()).sum(2))
+        squares = (positive.square() + negative.square()).reshape(len(positive), len(self.live), -1).sum(2)
+        return self._remember("squares", squares)
 
     @property
     def elements(self) -> int:
@@ -148,11 +150,7 @@ class Planes(AbstractChoice):
 
     def norms(self) -> Tensor:
         """[G, P], the published terms of the group lasso: the norm of each group's digits."""
-        return (LASSO_EPS + self._by_group(self.squares())).sqrt()
-
-    def _by_group(self, rows: Tensor) -> Tensor:
-        """[G, P], sums of what is [P, C]."""
-        return rows.reshape(len(rows), len(self.live), -1).sum(2).T
+        return (LASSO_EPS + self.squares().T).sqrt()
 
     def probability(self, *, noise: bool = False) -> Tensor:
         """[G, P], root mean square of each group's digits."""
@@ -310,20 +308,14 @@ class PlaneQuantizer(AbstractWeightQuantizer):
         self.planes.write(integers, torch.full_like(self.planes.live, bits - 1))
 
     @torch.no_grad()
-    def requantize(self, *, grow: bool, gone: Tensor | None = None) -> None:
+    def requantize(self) -> None:
         """Rewrite the planes as the binary digits of the integers that they make, in place; the weight stays the same.
 
         High planes that are zero are dropped; so are low ones, with which the step doubles. Where integers outgrew
         the live planes, there are planes of the next width.
-
-        Args:
-            grow: whether planes may be grown.
-            gone: bool [C], channels that a gate removes and that become zero; none if None.
         """
         sums, live = self.planes.sums(), self.planes.live
         integers = self.planes.clipped(sums)
-        if gone is not None:
-            sums, integers = (x.masked_fill(gone[:, None], 0.0) for x in (sums, integers))
         outgrown = self.planes.peak(torch.round(sums)) > torch.pow(2.0, live) - 1
         halved = torch.zeros_like(live)
         for _ in range(len(self.planes.positive)):
@@ -333,7 +325,7 @@ class PlaneQuantizer(AbstractWeightQuantizer):
             halved += halves
         self.shift += halved
         digits = (self.planes.peak(integers)[:, None] >= torch.pow(2, self.planes.place()).T).sum(1)
-        needed = 1 + (torch.where(outgrown, live + 1 - halved, digits) if grow else digits)
+        needed = 1 + torch.where(outgrown, live + 1 - halved, digits)
         self.planes.write(integers, self.offered()[self._column(needed)] - 1)
 
     def extra_repr(self) -> str:
