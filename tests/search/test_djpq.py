@@ -283,6 +283,26 @@ def test_a_layers_levels_are_all_used_at_its_width() -> None:
         assert levels.tolist() == list(range(-(2 ** (bits - 1)) + 1, 2 ** (bits - 1)))
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 8])
+@torch.no_grad()
+def test_a_start_from_a_width_has_the_range_of_least_squared_error(bits: int, per_channel: bool) -> None:
+    """With the largest weight as its range, a layer would begin with little but zeros."""
+    w = torch.randn(5, 300, generator=torch.Generator().manual_seed(bits))
+    w[4] = 0
+    quantizer = RangeQuantizer(w, range(2, 9), "integer", per_channel=per_channel, learns_exponent=True).eval()
+    within = quantizer.choice.within
+    assert torch.allclose(within.log_limit().exp()[0], w[0].abs().max() if per_channel else w.abs().max())
+    quantizer.start_at(bits)
+    assert (quantizer.choice.hard_bits() == bits).all()
+    assert quantizer(w).isfinite().all()
+    least, start = (quantizer(w) - w).square().sum(), within.log_limit().exp()
+    for factor in (0.5, 0.8, 1.25, 2.0):
+        within.fit(factor * start)
+        quantizer.choice.start_at(bits)
+        assert (quantizer(w) - w).square().sum() > least
+
+
 @pytest.mark.parametrize("signed", [True, False])
 def test_a_range_fits_what_it_sees_and_evaluation_is_a_plain_quantizer(signed: bool) -> None:
     values = torch.randn(4000, generator=torch.Generator().manual_seed(0))

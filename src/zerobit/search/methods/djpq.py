@@ -92,7 +92,8 @@ class Djpq(AbstractMethod):
             per_channel=self.granularity == "channel",
             learns_exponent=self.learns_exponent,
         )
-        quantizer.start_at(self.start_bits or max(widths))
+        if self.start_bits is not None:
+            quantizer.start_at(self.start_bits)
         return quantizer
 
     def activation_slot(self, signed: bool) -> RangeActivationSlot:

@@ -163,6 +163,9 @@ class StepWidth(AbstractWidthChoice):
 class RangeQuantizer(AbstractWeightQuantizer):
     """A weight with a learned range, exponent and step, for the tensor or for each channel.
 
+    It starts with the largest weight as its range, as published. That is far too wide for a start from few bits, where
+    the range is that of least squared error.
+
     Args:
         w_CK: the trained weight.
         widths: offered.
@@ -171,15 +174,20 @@ class RangeQuantizer(AbstractWeightQuantizer):
         learns_exponent: whether the exponent is learned, or 1.
     """
 
+    fitted: Tensor
+
     def __init__(
         self, w_CK: Tensor, widths: Sequence[int], restrict: Restriction, *, per_channel: bool, learns_exponent: bool
     ) -> None:
         super().__init__(len(w_CK), widths, full_range=False, per_layer=not per_channel and len(w_CK) > 1)
-        rows = w_CK if per_channel else w_CK.reshape(1, -1)
+        rows = (w_CK if per_channel else w_CK.reshape(1, -1)).detach()
         largest = rows.abs().amax(1)
-        limit = torch.where(largest > 0, largest, torch.ones_like(largest))
-        within = CompandedRange(limit, learns_exponent=learns_exponent)
+        is_zero, one = largest == 0, torch.ones_like(largest)
+        within = CompandedRange(torch.where(is_zero, one, largest), learns_exponent=learns_exponent)
         self.choice = StepWidth(len(w_CK), widths, within, 1, restrict)
+        high = [2 ** (bits - 1) - 1 for bits in widths]
+        fitted = torch.stack([torch.where(is_zero, one, h * least_squares_step(rows, -h, h)) for h in high])
+        self.register_buffer("fitted", fitted, persistent=False)
 
     def forward(self, w_CK: Tensor, factor: Tensor | None = None, shares: Tensor | None = None) -> Tensor:
         """Companded and rounded; in evaluation at the nearest width on offer."""
@@ -208,7 +216,9 @@ class RangeQuantizer(AbstractWeightQuantizer):
         return self.choice.steps().expand(self.channels, -1)
 
     def start_at(self, bits: int) -> None:
-        """The range stays, the step follows."""
+        """The range of least squared error at this width, and its step."""
+        bits = nearest(self.widths, bits)
+        self.choice.within.fit(self.fitted[self.widths.index(bits)])
         self.choice.start_at(bits)
 
 
