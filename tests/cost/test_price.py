@@ -199,6 +199,15 @@ def test_limit_falls_from_the_start_to_the_budget() -> None:
     assert float(budget(net).detach()) > 0
 
 
+@pytest.mark.parametrize("price", [Budget(Size(), "10%"), Budgets([Budget(Size(), "10%"), Budget(MPIC, "30%")])])
+def test_the_first_step_is_not_charged_for_what_is_above_the_budget(price: AbstractPrice) -> None:
+    """An optimizer's second moments would remember its gradient for hundreds of steps."""
+    net, price = attached("digits"), copy.deepcopy(price)
+    assert float(price(net).detach()) == 0.0
+    net.advance(1.0)
+    assert float(price(net).detach()) > 0.0
+
+
 def test_state_is_taken_up() -> None:
     net = scramble(attached("digits"), 1)
     first, second = Budget(Size(), "10%"), Budget(Size(), "10%")

@@ -194,6 +194,7 @@ class Budget(AbstractPrice):
 
     def lagrangian(self, net: Searched, use: Usage) -> Tensor:
         """Augmented Lagrangian of the violation; what is far enough below the limit is not pushed on."""
+        self._begin(use)
         pressure = (self.multiplier + self.stiffness * self.violation(net, use)).clamp_min(0)
         return (pressure.square() - self.multiplier**2) / (2 * self.stiffness)
 
@@ -208,9 +209,13 @@ class Budget(AbstractPrice):
 
     def follow(self, net: Searched, use: Usage) -> None:
         """`update` at a usage that is known."""
-        if self._start is None:
-            self._start = float(self.cost(use))
+        self._begin(use)
         self.multiplier = max(0.0, self.multiplier + self.rate * float(self.violation(net, use)))
+
+    def _begin(self, use: Usage) -> None:
+        """Let the limit fall from the first cost that is seen: an optimizer remembers one step at the budget for long."""
+        if self._start is None:
+            self._start = float(self.cost(use).detach())
 
     def describe(self) -> str:
         """Cost, limit and the constants of the multiplier."""
