@@ -306,7 +306,7 @@ def test_a_new_period_changes_nothing_of_what_a_network_computes(granularity: st
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_advance_rewrites_once_a_period_and_says_what(granularity: str) -> None:
+def test_advance_rewrites_once_a_period(granularity: str) -> None:
     net = _trained(granularity, 5)
     digits = [p for q in _quantizers(net) for p in (q.planes.positive, q.planes.negative)]
 
@@ -426,3 +426,58 @@ def test_digits_are_weights_and_gates_are_choices() -> None:
     assert {id(p) for p in groups["planes"]["params"]} == digits
     assert {id(p) for p in groups["choices"]["params"]} == gates
     assert (groups["planes"]["lr"], groups["planes"]["weight_decay"]) == (0.5, 0.0)
+
+
+@torch.no_grad()
+def test_channels_that_are_closed_have_no_say_in_the_width() -> None:
+    quantizer = _quantizer([[127, 3], [1, -1], [0, 1]])
+    assert _bits(quantizer) == [8, 8, 8]
+    quantizer.planes.counted[0] = False
+    assert _bits(quantizer) == [2, 2, 2]
+    quantizer.requantize()
+    assert quantizer.planes.live.tolist() == [1]
+    assert quantizer(quantizer.trained).tolist() == [[1.0, 1.0], [1.0, -1.0], [0.0, 1.0]], "closed ones are what fits"
+
+
+@torch.no_grad()
+def test_closed_gates_are_closed_channels() -> None:
+    net = attached("digits", "bsq")
+    group = _groups(net)["block1.conv1"]
+    gate, quantizer = net.group_choice(group), net.weight_slot("block1.conv1.weight").quantizer
+    assert gate is not None
+    assert isinstance(quantizer, PlaneQuantizer)
+    gate.get_parameter("gate")[2] = -1.0
+    net.advance(0.1)
+    assert quantizer.planes.counted.logical_not().nonzero().tolist() == [[2]]
+    gate.get_parameter("gate")[2] = 1.0
+    net.method.commit(net, lambda bits: 0.0)
+    assert quantizer.planes.counted.all()
+
+
+@torch.no_grad()
+def test_widths_on_offer_may_have_gaps() -> None:
+    """Integers of 5 bits in a width of 8: fewer bits than 5 lose what they lose, and more than 8 are finer."""
+    integers = [[15, -7, 3, 1, 9, -12]]
+    quantizer = _quantizer(integers, widths=(2, 4, 8))
+    assert quantizer.column().tolist() == [2]
+    assert quantizer.steps(quantizer.trained).tolist() == [[8.0, 2.0, 1.0]]
+    assert torch.equal(quantizer.preference(), _quantizer(integers, widths=(2, 4, 5)).preference()), "what is lost"
+    narrow = _quantizer([[3, -1, 2]], widths=(3, 5, 8))
+    assert narrow.steps(narrow.trained).tolist() == [[1.0, 2.0**-2, 2.0**-5]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@torch.no_grad()
+def test_what_is_cut_rounds_as_what_was_trained(seed: int) -> None:
+    """Digits that were just written and lost their lowest plane make sums halfway between two integers."""
+    random = torch.Generator().manual_seed(seed)
+    quantizer = _quantizer(torch.randint(-7, 8, (8, 200), generator=random).tolist(), per_layer=False)
+    quantizer.log_step.copy_(0.1 * torch.randn(8, generator=random))
+    planes = quantizer.planes
+    for digits in (planes.positive, planes.negative):
+        digits[0] *= torch.rand(digits[0].shape, generator=random) < 0.1
+    assert (planes.lowest() == 1).all()
+    wanted, steps = quantizer(quantizer.trained), quantizer.steps(quantizer.trained)
+    step = steps.gather(1, quantizer.column()[:, None])
+    levels = torch.round(quantizer.values(quantizer.trained) / step)
+    torch.testing.assert_close(step * levels, wanted, rtol=1e-6, atol=0)

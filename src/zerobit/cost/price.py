@@ -213,7 +213,7 @@ class Budget(AbstractPrice):
         self.multiplier = max(0.0, self.multiplier + self.rate * float(self.violation(net, use)))
 
     def _begin(self, use: Usage) -> None:
-        """Let the limit fall from the first cost that is seen: an optimizer remembers one step at the budget for long."""
+        """Let the limit fall from the first cost that is seen: an optimizer remembers one step above it for long."""
         if self._start is None:
             self._start = float(self.cost(use).detach())
 

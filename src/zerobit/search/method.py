@@ -127,7 +127,7 @@ class AbstractMethod(ABC):
     def advance(self, net: Searched, progress: float) -> None:
         """Move the schedule of a network in search; called before every step.
 
-        Parameters that get new values mean what they meant: what an optimizer remembers of them stays true.
+        Parameters may get new values; an optimizer keeps what it remembers of them.
 
         Args:
             net: with this method's choices.

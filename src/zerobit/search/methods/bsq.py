@@ -25,7 +25,7 @@ from zerobit.search.method import (
     check_one_of,
     check_widths,
 )
-from zerobit.search.widths.planes import PlaneQuantizer
+from zerobit.search.widths.planes import PlaneQuantizer, Planes
 from zerobit.search.widths.softmax import SoftmaxWidth, activation_softmax
 
 
@@ -83,13 +83,19 @@ class Bsq(AbstractMethod):
 
     @torch.no_grad()
     def advance(self, net: Searched, progress: float) -> None:
-        """Keep digits within their bounds; requantise where a period begins."""
+        """Keep digits within their bounds; requantise where a period begins.
+
+        An optimizer keeps what it remembers of the digits: without second moments, its next steps would move all of
+        them at full rate. Where low planes were dropped, it is that of a neighbour, until it has seen others.
+        """
         period, quantizers = int(progress * self.periods), list(_quantizers(net))
+        _count_open(net)
         if all(int(quantizer.planes.period) >= period for quantizer in quantizers):
             for quantizer in quantizers:
                 quantizer.planes.project()
             return
         _close_empty(net)
+        _count_open(net)
         for quantizer in quantizers:
             quantizer.requantize()
             quantizer.planes.period.fill_(period)
@@ -98,6 +104,7 @@ class Bsq(AbstractMethod):
         """Close the gates of units whose planes became zero since the last period began."""
         del excess
         _close_empty(net)
+        _count_open(net)
 
     def penalty(self, net: Searched) -> Tensor:
         """The published regulariser, relative to a network of 8-bit weights all of whose digits are 1.
@@ -115,7 +122,7 @@ class Bsq(AbstractMethod):
             norms = (planes.probability().double() * planes.is_live().T).sum(1)
             total = total + planes.elements * ((planes.live + 1) * norms).sum()
             weights += planes.positive[0].numel()
-        return self.strength * total / (max(GRID) * (max(GRID) - 1) * weights)
+        return self.strength * total / (max(GRID) * (max(GRID) - 1) * max(1, weights))
 
 
 def _quantizers(net: Searched) -> Iterator[PlaneQuantizer]:
@@ -125,18 +132,31 @@ def _quantizers(net: Searched) -> Iterator[PlaneQuantizer]:
 @torch.no_grad()
 def _close_empty(net: Searched) -> None:
     """Close the gates of units that have nothing but zeros in the weights that make them."""
+    for gate, rows in _gates(net):
+        full = [unit[planes.clipped(planes.known_sums()).any(1)] for planes, unit in rows]
+        if full:
+            gate.close(~torch.isin(torch.arange(len(gate.gate), device=gate.gate.device), torch.cat(full)))
+
+
+@torch.no_grad()
+def _count_open(net: Searched) -> None:
+    """Let the rows of units that are closed have no say in the widths of their layers."""
+    for quantizer in _quantizers(net):
+        quantizer.planes.counted.fill_(True)
+    for gate, rows in _gates(net):
+        is_open = torch.cat([gate.hard(), gate.hard().new_ones(1)])  # the last is for rows of no unit
+        for planes, unit in rows:
+            planes.counted &= is_open[unit]
+
+
+def _gates(net: Searched) -> Iterator[tuple[LogitGate, list[tuple[Planes, Tensor]]]]:
+    """Gates with the planes of the weights that make their units, and the unit of each row, -1 for none."""
     for group in net.graph.groups:
-        gate, found = net.group_choice(group), list(_fullness(net, group))
-        if isinstance(gate, LogitGate) and found:
-            gate.close(~torch.stack(found).any(0))
-
-
-def _fullness(net: Searched, group: ChannelGroup) -> Iterator[Tensor]:
-    """Of each weight that makes units of a group, bool [units]: whether one of its integers is not zero."""
-    for weight in net.graph.searched_weights:
-        unit = net.graph.row_units(weight).get(group.name)
-        quantizer = net.weight_slot(weight).quantizer if unit is not None else None
-        if isinstance(quantizer, PlaneQuantizer):
-            full = quantizer.planes.clipped(quantizer.planes.known_sums()).any(1)
-            units = torch.as_tensor(unit, device=full.device)[full]
-            yield torch.isin(torch.arange(group.units, device=full.device), units)
+        gate, rows = net.group_choice(group), []
+        if isinstance(gate, LogitGate):
+            for weight in net.graph.searched_weights:
+                unit = net.graph.row_units(weight).get(group.name)
+                quantizer = net.weight_slot(weight).quantizer if unit is not None else None
+                if isinstance(quantizer, PlaneQuantizer):
+                    rows.append((quantizer.planes, torch.as_tensor(unit, device=gate.gate.device)))
+            yield gate, rows

@@ -24,6 +24,8 @@ LARGEST_UNIT = 16.0
 UNIT_OF_RANGE = 8.0
 #: A low plane with less than this share of the norm that it was written with is zero.
 VANISHED = 0.5
+#: Of a unit, beyond an integer: digits that were just written and lost their low planes lie halfway.
+_LARGEST_REST = 0.499
 #: Under the root of each group of the lasso; of the paper's code.
 LASSO_EPS = 1e-8
 
@@ -42,20 +44,23 @@ class Planes(AbstractChoice):
         positive: [P, C, K].
         negative: [P, C, K], subtracted.
         live: int64 [G], number of planes in use, from the lowest.
-        written: [P, G], sum of the squared digits of each plane when they were last written.
+        written: [P, C], sum of the squared digits of each plane and channel when they were last written.
+        counted: bool [C], channels that decide about widths; others are closed by a gate.
         period: int64 scalar, the period of the search that the planes were last rewritten in.
     """
 
     is_of_weights = True
     live: Tensor
     written: Tensor
+    counted: Tensor
     period: Tensor
 
     def __init__(self, shape: tuple[int, int, int], *, per_layer: bool) -> None:
         super().__init__("hard")
         self.positive, self.negative = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.zeros(shape))
         self.register_buffer("live", torch.ones(1 if per_layer else shape[1], dtype=torch.int64))
-        self.register_buffer("written", torch.zeros(len(self.positive), len(self.live)))
+        self.register_buffer("written", torch.zeros(shape[:2]))
+        self.register_buffer("counted", torch.ones(shape[1], dtype=torch.bool))
         self.register_buffer("period", torch.zeros((), dtype=torch.int64))
         # widths and prices ask for the same sums over all planes, which are the dear part of a step
         self._remembered: dict[str, tuple[tuple[tuple[int, int], ...], Tensor]] = {}
@@ -100,7 +105,7 @@ class Planes(AbstractChoice):
 
     def _digits_as_they_are(self) -> tuple[tuple[int, int], ...]:
         """Other after every change of the digits."""
-        return tuple((t.data_ptr(), t._version) for t in (self.positive, self.negative, self.live))
+        return tuple((t.data_ptr(), t._version) for t in (self.positive, self.negative, self.live, self.counted))
 
     def _remember(self, name: str, value: Tensor) -> Tensor:
         self._remembered[name] = self._digits_as_they_are(), value.detach()
@@ -116,8 +121,8 @@ class Planes(AbstractChoice):
     @torch.no_grad()
     def lowest(self) -> Tensor:
         """Int64 [G], number of the lowest plane that is not zero; one plane is left in any case."""
-        is_zero = self.known_squares() < VANISHED**2 * self.written
-        return is_zero.T.long().cumprod(1).sum(1).minimum(self.live - 1)
+        is_zero = self._by_group(self.known_squares()) < VANISHED**2 * self._by_group(self.written)
+        return is_zero.long().cumprod(1).sum(1).minimum(self.live - 1)
 
     @torch.no_grad()
     def top(self) -> Tensor:
@@ -138,10 +143,9 @@ class Planes(AbstractChoice):
         return per_channel.reshape(len(self.live), -1, per_channel.shape[-1])
 
     def squares(self) -> Tensor:
-        """[P, G], sum of the squared digits of each plane."""
+        """[P, C], sum of the squared digits of each plane and channel."""
         positive, negative = self.digits()
-        squares = (positive.square() + negative.square()).reshape(len(positive), len(self.live), -1).sum(2)
-        return self._remember("squares", squares)
+        return self._remember("squares", (positive.square() + negative.square()).sum(2))
 
     @property
     def elements(self) -> int:
@@ -150,7 +154,11 @@ class Planes(AbstractChoice):
 
     def norms(self) -> Tensor:
         """[G, P], the published terms of the group lasso: the norm of each group's digits."""
-        return (LASSO_EPS + self.squares().T).sqrt()
+        return (LASSO_EPS + self._by_group(self.squares())).sqrt()
+
+    def _by_group(self, rows: Tensor) -> Tensor:
+        """[G, P], sums over the channels that count of what is [P, C]."""
+        return (rows * self.counted).reshape(len(rows), len(self.live), -1).sum(2).T
 
     def probability(self, *, noise: bool = False) -> Tensor:
         """[G, P], root mean square of each group's digits."""
@@ -164,8 +172,8 @@ class Planes(AbstractChoice):
         return needed & (self.lowest()[:, None] <= self.place().T)
 
     def peak(self, integers_CK: Tensor) -> Tensor:
-        """[G], largest magnitude in each group."""
-        return self.grouped(integers_CK.abs()).amax((1, 2))
+        """[G], largest magnitude in the channels of each group that count."""
+        return self.grouped(integers_CK.abs() * self.counted[:, None]).amax((1, 2))
 
     @torch.no_grad()
     def project(self) -> None:
@@ -234,9 +242,13 @@ class PlaneQuantizer(AbstractWeightQuantizer):
         """The narrowest width on offer that is as wide as needed."""
         return torch.searchsorted(self.offered(), needed).clamp_max(len(self.widths) - 1)
 
+    def needed(self) -> Tensor:
+        """Int64 [G], bits that the integers need."""
+        return 1 + self.planes.hard().sum(1)
+
     def column(self) -> Tensor:
-        """Int64 [G], place of the hard width among those offered."""
-        return self._column(1 + self.planes.hard().sum(1))
+        """Int64 [G], place of the hard width among those offered: the narrowest of enough bits."""
+        return self._column(self.needed())
 
     def distribution(self, *, hard: bool) -> Tensor:
         """One-hot; a cost's gradient per bit is that of the group lasso: bits are the sum of the planes' norms.
@@ -272,29 +284,29 @@ class PlaneQuantizer(AbstractWeightQuantizer):
         Narrower, it falls by what the planes below the new step amount to, relative to the range; wider, the less the
         finer the levels are already.
         """
-        column = self.column()
-        bits = self.offered()[column].double()[:, None]
+        bits = self.needed().double()[:, None]
         place = (self.planes.place().T - self.planes.lowest()[:, None]).double()
         lost = self.planes.probability().double() * torch.pow(2.0, place - (bits - 1)) * (place >= 0)
-        beyond = self.offered().double() - bits
-        below = (lost[:, None] * (place[:, None] < -beyond[:, :, None])).sum(2)
-        above = beyond.clamp_min(0) * (1 - torch.pow(2.0, 1 - bits))
+        below = (lost[:, None] * (place[:, None] < (bits - self.offered())[:, :, None])).sum(2)
+        wider = (self.offered() - self.offered()[self.column()][:, None]).clamp_min(0)
+        above = wider * (1 - torch.pow(2.0, 1 - bits))
         return (-below - above).expand(self.channels, -1)
 
     @torch.no_grad()
     def steps(self, w_CK: Tensor) -> Tensor:
-        """Of the planes at the hard width; the range stays over all widths, so that narrower ones drop low planes."""
+        """Of the planes at the hard width; the range stays over other widths, so that narrower ones drop low planes."""
         del w_CK
-        bits = self.offered()
-        coarser = torch.pow(2.0, bits[self.column()][:, None] - bits)
+        is_hard = nn.functional.one_hot(self.column(), len(self.widths)).bool()
+        coarser = torch.pow(2.0, self.needed()[:, None] - self.offered()).masked_fill(is_hard, 1.0)
         lowest = torch.pow(2.0, self.planes.lowest())[:, None]
         return self.step() * (lowest * coarser).to(self.log_step)
 
     def values(self, w_CK: Tensor) -> Tensor:
-        """Step times the sums of the planes."""
+        """Step times the sums of the planes, which round to the integers that they make, however this is computed."""
         del w_CK
-        top = self.planes.top()
-        return self.step() * torch.clamp(self.planes.sums(), -top, top)
+        sums, unit = self.planes.sums(), torch.pow(2.0, self.planes.lowest())[:, None]
+        integers = self.planes.clipped(sums)
+        return self.step() * (integers + torch.clamp(sums - integers, -_LARGEST_REST * unit, _LARGEST_REST * unit))
 
     @torch.no_grad()
     def start_at(self, bits: int) -> None:
@@ -312,21 +324,23 @@ class PlaneQuantizer(AbstractWeightQuantizer):
         """Rewrite the planes as the binary digits of the integers that they make, in place; the weight stays the same.
 
         High planes that are zero are dropped; so are low ones, with which the step doubles. Where integers outgrew
-        the live planes, there are planes of the next width.
+        the live planes, there are planes of the next width. Channels that do not count become what fits.
         """
         sums, live = self.planes.sums(), self.planes.live
         integers = self.planes.clipped(sums)
         outgrown = self.planes.peak(torch.round(sums)) > torch.pow(2.0, live) - 1
         halved = torch.zeros_like(live)
         for _ in range(len(self.planes.positive)):
-            whole = self.planes.grouped(integers)
+            whole = self.planes.grouped(integers * self.planes.counted[:, None])
             halves = (whole.remainder(2) == 0).all(2).all(1) & (whole != 0).any(2).any(1)
             integers = torch.where(halves[:, None], integers / 2, integers)
             halved += halves
         self.shift += halved
         digits = (self.planes.peak(integers)[:, None] >= torch.pow(2, self.planes.place()).T).sum(1)
         needed = 1 + torch.where(outgrown, live + 1 - halved, digits)
-        self.planes.write(integers, self.offered()[self._column(needed)] - 1)
+        live = self.offered()[self._column(needed)] - 1
+        high = (torch.pow(2, live) - 1)[:, None]
+        self.planes.write(torch.clamp(integers.round(), -high, high), live)
 
     def extra_repr(self) -> str:
         """Widths and granularity."""
