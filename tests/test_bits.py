@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zerobit.bits import BitDist
+from zerobit.bits import BitDist, blend
 from zerobit.formats import GRID
 
 GATES = st.lists(st.floats(0, 1), min_size=1, max_size=6)
@@ -40,7 +40,7 @@ def test_keep_and_bits_are_expectations(gates: list[float], widths: list[int], s
 
 @given(st.integers(0, 8 * 64).map(lambda n: n / 64))
 def test_a_width_is_blended_from_its_two_neighbours(bits: float) -> None:
-    dist = BitDist.from_width(torch.tensor([bits], dtype=torch.float64))
+    dist = BitDist(blend(torch.tensor([bits], dtype=torch.float64), GRID))
     used = [i for i, p in enumerate(dist.p[0].tolist()) if p]
     assert used == list(range(used[0], used[-1] + 1))
     assert len(used) == (1 if bits in GRID else 2)
@@ -51,7 +51,7 @@ def test_a_width_is_blended_from_its_two_neighbours(bits: float) -> None:
 
 @given(st.lists(st.sampled_from(GRID), min_size=1, max_size=8))
 def test_integer_widths_are_exact(bits: list[int]) -> None:
-    blended = BitDist.from_width(torch.tensor(bits, dtype=torch.float64))
+    blended = BitDist(blend(torch.tensor(bits, dtype=torch.float64), GRID))
     hot = BitDist.one_hot(bits)
     assert torch.equal(blended.p, hot.p)
     assert hot.bits.tolist() == bits
@@ -64,10 +64,20 @@ def test_gradients_reach_gate_width_and_bits() -> None:
     width = torch.full((2, 3), 1 / 3, dtype=torch.float64, requires_grad=True)
     bits = torch.tensor([1.0, 4.5], dtype=torch.float64, requires_grad=True)
     BitDist.from_gate_and_width(gate, width, (2, 4, 8)).bits.sum().backward()
-    BitDist.from_width(bits).bits.sum().backward()
+    BitDist(blend(bits, GRID)).bits.sum().backward()
     assert gate.grad is not None
     assert width.grad is not None
     assert bits.grad is not None
     torch.testing.assert_close(gate.grad, torch.full((2,), 14 / 3, dtype=torch.float64))
     torch.testing.assert_close(width.grad, torch.tensor([[0.3], [0.9]]).double() * torch.tensor([2.0, 4, 8]))
     torch.testing.assert_close(bits.grad, torch.ones(2, dtype=torch.float64))
+
+
+def test_who_asks_first_without_gradients_takes_none_from_others() -> None:
+    """What is remembered of a grid would be an inference tensor for the rest of the process."""
+    widths = (3, 5, 7)
+    gate, share = torch.ones(2, dtype=torch.float64), torch.full((2, 3), 1 / 3, dtype=torch.float64)
+    with torch.inference_mode():
+        BitDist.from_gate_and_width(gate, share, widths)
+    BitDist.from_gate_and_width(gate, share.requires_grad_(), widths).bits.sum().backward()
+    assert share.grad is not None

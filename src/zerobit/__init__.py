@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from zerobit.cost.price import Budget, Strength
     from zerobit.coverage import Coverage, inspect
     from zerobit.cut.apply import QuantNet, apply
-    from zerobit.cut.decide import decide
+    from zerobit.cut.decide import commit, decide
     from zerobit.cut.store import load, save
     from zerobit.errors import ZerobitError
     from zerobit.integer.lower import settle
@@ -46,6 +46,7 @@ _HOME = {
     "apply": "zerobit.cut.apply",
     "attach": "zerobit.search.attach",
     "calibrate": "zerobit.search.attach",
+    "commit": "zerobit.cut.decide",
     "compress": "zerobit.api",
     "decide": "zerobit.cut.decide",
     "inspect": "zerobit.coverage",
@@ -73,6 +74,7 @@ __all__ = [
     "apply",
     "attach",
     "calibrate",
+    "commit",
     "compress",
     "cost",
     "decide",

@@ -176,7 +176,8 @@ def compress(
         targets: costs of your own that a budget or strength can name: costs, .toml or .csv files, or MODULE:NAME; see
             `zerobit.cost.own.load_costs`.
         method: how bits are chosen; if None, `ChannelSoftmax()` with a width per channel, or per layer for a device
-            that pays for each width in a layer anew. Widths start near the budget, unless the method says where.
+            that pays for each width in a layer anew. Widths start near the budget, unless the method says where or
+            has the coupled form.
         frozen: patterns of layers that stay as they are; this and the next three as for `attach`.
         bits: pattern -> width or widths of weights, such as {"stem.*": 8}.
         min_channels: channels that every group keeps, or pattern -> channels.
@@ -186,7 +187,7 @@ def compress(
         metric: (output, target) -> mean over the batch, larger is better.
         batch_format: batch -> (positional inputs, named inputs, target).
         epochs: (search, fine-tuning), or their sum, of which two thirds are search.
-        lr: of weights and ranges.
+        lr: of weights, bit planes and ranges.
         choice_lr: of gates and widths.
         distillation: share of the loss taken from the float network's outputs.
         seed: of every random draw.

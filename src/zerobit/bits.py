@@ -40,15 +40,6 @@ class BitDist:
         return BitDist(torch.cat([(1 - gate)[:, None], kept[:, 1:]], dim=1))
 
     @staticmethod
-    def from_width(bits: Tensor) -> "BitDist":
-        """Blend the two grid neighbours of fractional widths linearly.
-
-        Args:
-            bits: [C], in 0..8; below 2 the neighbours are 0 and 2.
-        """
-        return BitDist(blend(bits, GRID))
-
-    @staticmethod
     def one_hot(bits: Sequence[int] | Tensor) -> "BitDist":
         """All probability on one integer width per channel, given as C ints from `GRID`."""
         values = bits.tolist() if isinstance(bits, Tensor) else bits
@@ -91,7 +82,8 @@ def blend(values: Tensor, points: Sequence[int]) -> Tensor:
 @cache
 def _columns(widths: tuple[int, ...]) -> Tensor:
     """[W, B], 1 where a width stands on the grid."""
-    return torch.nn.functional.one_hot(torch.tensor([_COLUMN[w] for w in widths]), len(GRID)).double()
+    with torch.inference_mode(False):  # it outlives whoever asks first
+        return torch.nn.functional.one_hot(torch.tensor([_COLUMN[w] for w in widths]), len(GRID)).double()
 
 
 @dataclass(frozen=True, eq=False)

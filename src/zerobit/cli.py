@@ -31,7 +31,7 @@ Model = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="run folder to write; a killed run resumes from it")]
 Seed = Annotated[int, typer.Option(help="of every random draw")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Batch = Annotated[int, typer.Option(help="samples per step")]
 Download = Annotated[bool, typer.Option("--download", help="fetch the data if it is not there (cifar10)")]
 Frozen = Annotated[
@@ -149,7 +149,7 @@ def search(
     min_channels: MinChannels = None,
     multiple_of: MultipleOf = None,
     epochs: Annotated[tuple[int, int], typer.Option(help="of search and of fine-tuning")] = (8, 4),
-    lr: Annotated[float, typer.Option(help="of weights and ranges")] = 1e-3,
+    lr: Annotated[float, typer.Option(help="of weights, bit planes and ranges")] = 1e-3,
     distillation: Annotated[float, typer.Option(help="share of the loss from the float network")] = 0.5,
     batch: Batch = 128,
     seed: Seed = 0,

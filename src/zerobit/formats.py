@@ -1,5 +1,6 @@
 """How integers encode numbers: `Format`, and the bit grid every width lives on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zerobit.errors import FormatError
@@ -54,16 +55,16 @@ class Format:
         return min(width for width in self.storage if width >= self.bits)
 
 
-def check_bits(argument: str, widths: tuple[int, ...], *, allow_zero: bool) -> tuple[int, ...]:
+def check_bits(argument: str, widths: Sequence[int], *, allow_zero: bool) -> tuple[int, ...]:
     """Return the widths sorted and unique.
 
     Raises:
         FormatError: a width is not on the grid, or there is none; names `argument`.
     """
     allowed = GRID if allow_zero else GRID[1:]
-    wrong = [width for width in widths if width not in allowed]
+    wrong = [width for width in widths if type(width) is not int or width not in allowed]
     if wrong or not any(widths):
-        what = f"{wrong[0]} in {tuple(widths)}" if wrong else f"{tuple(widths)}"
+        what = f"{wrong[0]!r} in {tuple(widths)}" if wrong else f"{tuple(widths)}"
         msg = (
             f"`{argument}` holds {what}; allowed are {allowed} "
             f"({'0 removes the channel, ' if allow_zero else ''}1 bit has no level but zero); choose from these"

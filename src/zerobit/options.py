@@ -76,7 +76,7 @@ def make_method(
     if name == _DEFAULT and not given:
         return None
     arguments = _fixed_arguments(given) if name == "fixed" else _arguments(given)
-    if name == _DEFAULT and "granularity" not in arguments:
+    if name == _DEFAULT and not {"granularity", "shared"} & arguments.keys():
         arguments["granularity"] = fitting_granularity(costs())
     return entry.load()(**arguments)
 

@@ -184,3 +184,18 @@ def test_fixed_widths_differ_by_row() -> None:
 def test_ties_go_to_even() -> None:
     x = torch.tensor([[0.5, 1.5, 2.5, -0.5, -1.5]])
     assert quantize(x, torch.ones(1, 1), -7, 7).tolist() == [[0, 2, 2, 0, -2]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_steps_gradient_is_summed_in_float32(dtype: torch.dtype) -> None:
+    """It is the difference of two nearly equal sums: in 16 bits little of it would be left."""
+    random = torch.Generator().manual_seed(0)
+    x, grad = (torch.randn(64, 32, 8, 8, generator=random).to(dtype) for _ in range(2))
+    found = []
+    for cast in (dtype, torch.float32):
+        step = torch.tensor([2.0**-5], requires_grad=True)
+        y = fake_quantize(x.to(cast), step.to(cast), -8, 7)
+        (y.float() * grad.float()).sum().backward()
+        assert step.grad is not None
+        found.append(float(step.grad))
+    assert found[0] == pytest.approx(found[1], rel=0.01)

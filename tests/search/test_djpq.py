@@ -343,6 +343,9 @@ def test_bops_push_widths_of_weights_and_activations_down() -> None:
         ({"activation_bits": (4, 6), "restrict": "power_of_two"}, "`activation_bits` holds 6"),
         ({"min_channels": 2.5}, "`min_channels`"),
         ({"start_bits": 1}, "`start_bits`"),
+        ({"start_bits": 5, "restrict": "power_of_two"}, r"`start_bits` is 5; allowed are \(2, 4, 8\)"),
+        ({"threshold": math.inf}, "`threshold` is inf"),
+        ({"information": "0.1"}, "`information` is '0.1'"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused(arguments: dict[str, object], named: str) -> None:

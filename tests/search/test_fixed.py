@@ -227,6 +227,7 @@ def test_several_widths_for_a_weight_are_refused() -> None:
         ({"bits": 4, "activation_bits": (4, 8)}, "`activation_bits`"),
         ({"bits": 4, "activation_bits": (9,)}, "`activation_bits`"),
         ({"plan": "plan", "activation_bits": (8,)}, "`activation_bits`"),
+        ({"plan": "plan.json"}, r"`plan` is 'plan.json'; allowed is a Plan; read one with Plan.from_json"),
     ],
 )
 def test_mistakes_are_named(arguments: dict[str, Any], named: str) -> None:

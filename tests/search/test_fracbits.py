@@ -408,7 +408,7 @@ def test_choices_and_decision_agree_at_an_offset(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["fracbits", "fracbits_activations"])
 def test_a_search_ends_at_its_budget(method: str) -> None:
-    """Before anything is projected: the rounded network is at most 5 % below the limit, and never above."""
+    """Before anything is projected: the rounded network is never above the limit, nor more than a unit below it."""
     random = torch.Generator().manual_seed(0)
     x, y = torch.randn(24, 1, 4, 4, generator=random), torch.randint(0, 3, (24,), generator=random)
     examples = TensorDataset(x, y)
@@ -420,7 +420,7 @@ def test_a_search_ends_at_its_budget(method: str) -> None:
     search(net, price, None, data, Objective(), recipe, Hardware("cpu", progress=False))
     spent = float(Size()(usage(net.graph, net.bits(hard=True)))) / price.limit(net.graph)
     assert before / price.limit(net.graph) > 1.2
-    assert 0.95 <= spent <= 1
+    assert 0.9 <= spent <= 1, "a unit of 4 bit is worth 6 to 10 %"
     plan = decide(net, price)
     for name, dist in net.bits(hard=True).weights.items():
         assert all(b >= h for b, h in zip(plan.weights[name].bits, dist.bits.tolist(), strict=True))

@@ -1,6 +1,7 @@
 """The search network: what every method owes, over a table of methods and networks."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -178,11 +179,14 @@ def test_search_starts_near_the_trained_network(method: str) -> None:
     assert along == pytest.approx(1, abs=0.1)
 
 
-def test_soft_gates_are_one_at_the_start_and_never_scaled_in_evaluation() -> None:
-    gate = LogitGate(5, "softmax", 0.85, UnitRule())
+@pytest.mark.parametrize("temperature", [1.0, 5.0, 0.2])
+def test_soft_gates_are_one_at_the_start_and_never_scaled_in_evaluation(temperature: float) -> None:
+    gate = LogitGate(5, "softmax", UnitRule(), temperature)
+    gate.temperature = temperature
     torch.testing.assert_close(gate().factor, torch.ones(5))
     assert torch.equal(gate.eval()().factor, torch.ones(5))
-    coupled = CoupledChoice(5, (2, 4, 8), "softmax", removable=True, rule=UnitRule())
+    coupled = CoupledChoice(5, (2, 4, 8), "softmax", temperature, removable=True, rule=UnitRule())
+    coupled.temperature = temperature
     torch.testing.assert_close(coupled().factor, torch.ones(5))
     assert torch.equal(coupled.eval()().shares, torch.tensor([[0.0, 0.0, 1.0]] * 5))
 
@@ -210,7 +214,7 @@ def test_published_start() -> None:
 def test_gate_keeps_above_one_half_and_at_least_the_minimum(
     p: tuple[float, ...], minimum: int, kept: tuple[int, ...]
 ) -> None:
-    gate = LogitGate(3, "hard", 0.85, UnitRule(minimum))
+    gate = LogitGate(3, "hard", UnitRule(minimum))
     with torch.no_grad():
         gate.gate.copy_(torch.logit(torch.tensor(p)))
     assert gate.hard().int().tolist() == list(kept)
@@ -279,6 +283,11 @@ def test_a_cost_sees_no_noise(sampling: str) -> None:
         ({"min_channels": 0}, "`min_channels`"),
         ({"start_temperature": 0.0}, "`start_temperature`"),
         ({"end_temperature": -1.0}, "`end_temperature`"),
+        ({"end_temperature": math.inf}, "`end_temperature`"),
+        ({"weight_bits": None}, "`weight_bits` holds None"),
+        ({"weight_bits": (0, 4.0)}, "`weight_bits` holds 4.0"),
+        ({"shared": True, "granularity": "layer"}, "`granularity`"),
+        ({"shared": True, "start_bits": 8}, "`start_bits`"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused(arguments: dict[str, object], named: str) -> None:
@@ -410,6 +419,13 @@ def test_calibration_fits_ranges_to_what_it_sees() -> None:
         assert float(net.activation_slot(site.name).log_step.exp().detach()) > 10 * small[site.name]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_weights_are_refused(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2).to(dtype))
+    with pytest.raises(CaptureError, match=r"`model` \(Sequential\): '1.weight' is torch.*allowed.*model.float"):
+        attach(model, torch.ones(1, 4), ChannelSoftmax())
+
+
 def test_a_model_without_layers_is_refused() -> None:
     with pytest.raises(CaptureError, match=r"`model`.*no weight of two or more dimensions"):
         attach(nn.ReLU(), torch.randn(2, 3), ChannelSoftmax())
@@ -426,6 +442,6 @@ def test_gates_start_open_in_the_order_of_their_units_norms() -> None:
         assert (logits > 0).all()
         assert torch.equal(torch.argsort(logits), torch.argsort(norms))
         assert float(logits.mean()) == pytest.approx(float(torch.logit(torch.tensor(0.85))), rel=1e-5)
-        soft = LogitGate(group.units, "softmax", 0.85, UnitRule())
+        soft = LogitGate(group.units, "softmax", UnitRule())
         soft.order(norms)
         assert (soft.gate == soft.gate[0]).all(), "their scale makes up for one value"

@@ -264,3 +264,10 @@ def _usage(net: Any) -> Any:
     from zerobit.cost.usage import usage
 
     return usage(net.graph, net.bits(hard=True))
+
+
+def test_a_device_without_float64_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TrainingError, match=r"`device` 'mps' can't be used.*float64.*use 'cpu'"):
+        Hardware("mps").fabric()
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert Hardware("auto").fabric().device.type == "cpu"

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zerobit.bits import BitDist
+from zerobit.bits import BitDist, NetBits
 from zerobit.cost.price import AbstractPrice
+from zerobit.cost.usage import usage
 from zerobit.cut.choices import Bools, Floats, Ints, Offer, Selection, preferred
 from zerobit.cut.final import final_steps, width_score
 from zerobit.cut.project import project
@@ -41,6 +42,23 @@ def decide(net: SearchNet, price: AbstractPrice | None = None) -> Plan:
         check_reachable(net.graph, limits, offer)
     projects = bool(limits) and net.method.chooses
     return _plan(net, project(net.graph, limits, offer, keep) if projects else preferred(offer, keep))
+
+
+def commit(net: SearchNet, price: AbstractPrice) -> None:
+    """End a search, in place: its method settles what it left open until the limits are known; call it before `decide`.
+
+    Args:
+        net: from `attach`, trained.
+        price: of the search.
+    """
+    limits = price.limits(net.graph)
+
+    @torch.no_grad()
+    def excess(bits: NetBits) -> float:
+        use = usage(net.graph, bits)
+        return max((float(limit.cost(use)) / limit.amount for limit in limits), default=0.0)
+
+    net.method.commit(net, excess)
 
 
 def check_limits(net: SearchNet, price: AbstractPrice) -> None:

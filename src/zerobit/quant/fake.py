@@ -107,10 +107,13 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product without the copy that flattening a channels_last tensor would make."""
+    """Inner product without the copy that flattening a channels_last tensor would make; in float32 at least."""
     if a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last) and a.stride() == b.stride():
         a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
-    return torch.dot(a.reshape(-1), b.reshape(-1))
+    a, b = a.reshape(-1), b.reshape(-1)
+    if a.element_size() < 4:  # a step's gradient is the difference of two nearly equal ones
+        a, b = a.float(), b.float()
+    return torch.dot(a, b)
 
 
 def fake_quantize(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:

@@ -65,10 +65,11 @@ def attach(
             example's.
 
     Raises:
-        CaptureError: the model can't be captured, or has no weight.
+        CaptureError: the model can't be captured, has no weight, or weights of less than 32 bits.
         FormatError: a pattern that matches nothing, or a number that can't be.
     """
     control = Control.of(frozen, bits, min_channels, multiple_of)
+    _check_precision(model)
     program = captured(model, example_inputs, kwargs, control, free_size=free_size)
     graph = describe(program)
     if not (graph.searched_weights or graph.float_weights):
@@ -89,7 +90,17 @@ def attach(
     _attach_noise(net)
     method.attached(net)
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    return calibrate(net, [(args, dict(kwargs or {}))])
+    return calibrate(net.to(net.device), [(args, dict(kwargs or {}))])
+
+
+def _check_precision(model: nn.Module) -> None:
+    narrow = (f"{n!r} is {p.dtype}" for n, p in model.named_parameters() if p.dtype in (torch.float16, torch.bfloat16))
+    if found := next(narrow, None):
+        msg = (
+            f"`model` ({type(model).__name__}): {found}; allowed are float32 and float64; call model.float(), "
+            "and train with `precision` 'bf16-mixed' where less is enough"
+        )
+        raise CaptureError(msg)
 
 
 def _coupled_weights(net: SearchNet) -> set[str]:

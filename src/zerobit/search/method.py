@@ -1,7 +1,8 @@
 """`Method`: how choices are parameterised and trained. Data that builds thin modules."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, Protocol
 
 import torch
@@ -24,7 +25,6 @@ class Searched(Protocol):
     """What a method sees of a network in search."""
 
     graph: Graph
-    progress: float
 
     @property
     def device(self) -> torch.device:
@@ -174,7 +174,7 @@ def check_widths(method: AbstractMethod) -> None:
     """
     for name, allow_zero in (("weight_bits", True), ("activation_bits", False)):
         value: Any = getattr(method, name)
-        widths = (value,) if isinstance(value, int) else tuple(value)
+        widths = tuple(value) if isinstance(value, Iterable) else (value,)
         object.__setattr__(method, name, check_bits(name, widths, allow_zero=allow_zero))
     check_count("min_channels", method.min_channels)
     if method.start_bits is not None:
@@ -189,21 +189,25 @@ def check_one_of(argument: str, value: object, allowed: tuple[object, ...]) -> N
 
 
 def check_positive(argument: str, value: float) -> None:
-    """Raise a FormatError unless a number is positive."""
-    if not value > 0:
-        msg = f"`{argument}` is {value}; allowed are positive numbers; choose one of these"
+    """Raise a FormatError unless a value is a positive number, and finite."""
+    if not (_is_finite(value) and value > 0):
+        msg = f"`{argument}` is {value!r}; allowed are positive numbers; choose one of these"
         raise FormatError(msg)
 
 
 def check_count(argument: str, value: Any) -> None:
     """Raise a FormatError unless a value is a whole number from 1."""
     if not isinstance(value, int) or value < 1:
-        msg = f"`{argument}` is {value}; allowed are whole numbers from 1; choose one of these"
+        msg = f"`{argument}` is {value!r}; allowed are whole numbers from 1; choose one of these"
         raise FormatError(msg)
 
 
 def check_not_negative(argument: str, value: float) -> None:
-    """Raise a FormatError if a number is negative."""
-    if not value >= 0:
-        msg = f"`{argument}` is {value}; allowed are numbers from 0; choose one of these"
+    """Raise a FormatError unless a value is a number from 0, and finite."""
+    if not (_is_finite(value) and value >= 0):
+        msg = f"`{argument}` is {value!r}; allowed are numbers from 0; choose one of these"
         raise FormatError(msg)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

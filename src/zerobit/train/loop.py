@@ -34,7 +34,8 @@ class Hardware:
     """Where and how training runs.
 
     Attributes:
-        device: "auto", "cpu", "cuda", "mps"; as Fabric's accelerator.
+        device: "auto", "cpu" or "cuda"; as Fabric's accelerator. Not "mps": costs are counted in float64, which it has
+            not.
         precision: as Fabric's, such as "32-true" or "bf16-mixed".
         seed: of every random draw.
         progress: whether to show a bar.
@@ -51,8 +52,12 @@ class Hardware:
         Raises:
             TrainingError: there is no such device or precision here.
         """
+        device = "cpu" if self.device == "auto" and torch.backends.mps.is_available() else self.device
+        if device == "mps":
+            msg = "`device` 'mps' can't be used: it has no float64, which costs are counted in; use 'cpu' or 'auto'"
+            raise TrainingError(msg)
         try:
-            return Fabric(accelerator=self.device, devices=1, precision=self.precision)  # type: ignore[arg-type]
+            return Fabric(accelerator=device, devices=1, precision=self.precision)  # type: ignore[arg-type]
         except Exception as error:  # Lightning raises several types of its own
             msg = (
                 f"`device` {self.device!r} with `precision` {self.precision!r} can't be used: "

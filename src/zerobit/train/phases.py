@@ -10,11 +10,11 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from zerobit.bits import NetBits
 from zerobit.cost.amounts import written
 from zerobit.cost.price import AbstractPrice
 from zerobit.cost.usage import usage
 from zerobit.cut.apply import QuantNet
+from zerobit.cut.decide import commit
 from zerobit.search.net import SearchNet
 from zerobit.train.loop import Epoch, Hardware, Phase, cosine, one_cycle, run_phase
 from zerobit.train.objective import Objective, evaluate
@@ -24,7 +24,7 @@ from zerobit.train.objective import Objective, evaluate
 class Recipe:
     """Epochs and learning rates of a compression.
 
-    Search and fine-tuning share one cosine over all their epochs for weights and ranges. Choices have their own, at the
+    Search and fine-tuning share one cosine over all their epochs for all but choices. Choices have their own, at the
     end of which the network is cut: at a constant rate, channels between two widths would flip to the end. That end is
     at `commit`, and what is left of the search's epochs trains the network as it was cut. A projection to the budget
     changes channels; the sooner it is made, the longer the weights can settle for it.
@@ -32,7 +32,7 @@ class Recipe:
     Attributes:
         search_epochs: of which the share `commit` is spent with choices, the rest on the cut network.
         finetune_epochs: of the cut network, on top of these.
-        lr: of weights and ranges (Adam).
+        lr: of weights, bit planes and ranges (Adam).
         choice_lr: of gates and widths (Adam); raised where the search is too short for a choice to change.
         commit: share of the search's epochs after which choices stand and the network is cut.
         weight_decay: on weights.
@@ -162,15 +162,8 @@ def search(
     )
     if steps:
         net.advance((steps - 1) / steps)  # the schedule is not in checkpoints; after a resumption it is where it ended
-    net.method.commit(net, lambda bits: _excess(net, price, bits))
+    commit(net, price)
     return history
-
-
-@torch.no_grad()
-def _excess(net: SearchNet, price: AbstractPrice, bits: NetBits) -> float:
-    """Cost over limit of the limit that binds most; 0 without limits."""
-    use = usage(net.graph, bits)
-    return max((float(limit.cost(use)) / limit.amount for limit in price.limits(net.graph)), default=0.0)
 
 
 def finetune(

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from zerobit.search.choice import AbstractGroupChoice, Sample, Sampling, UnitRule, gumbel_noise, ranks
 
-#: Gates start clearly open, close enough to the threshold to be closed within a search.
+#: Gates start clearly open, close enough to the threshold to be closed within a search. (At a temperature of 1.)
 GATE_START = 0.85
 #: Half the distance between the first and the last gate at the start, in units of their mean.
 _SPREAD = 0.6
@@ -17,16 +17,17 @@ class LogitGate(AbstractGroupChoice):
     Args:
         units: number of units.
         sampling: see `AbstractChoice`.
-        start: probability at the start; soft gates are divided by it, so that the search starts at the trained
-            network's function.
         rule: how many units may stay.
+        temperature: at the start. Soft gates are divided by their probability then, so that the search starts at the
+            trained network's function.
     """
 
-    def __init__(self, units: int, sampling: Sampling, start: float, rule: UnitRule) -> None:
+    def __init__(self, units: int, sampling: Sampling, rule: UnitRule, temperature: float = 1.0) -> None:
         super().__init__(sampling)
-        self.gate = nn.Parameter(torch.logit(torch.full((units,), start)))
+        start = torch.logit(torch.tensor(GATE_START))
+        self.gate = nn.Parameter(start.repeat(units))
         self.rule = rule
-        self.scale = 1.0 if sampling == "hard" else 1 / start
+        self.scale = 1.0 if sampling == "hard" else float(1 / torch.sigmoid(start / temperature))
 
     @torch.no_grad()
     def order(self, importance: Tensor) -> None:

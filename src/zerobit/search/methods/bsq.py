@@ -14,7 +14,7 @@ from zerobit.bits import NetBits
 from zerobit.formats import GRID
 from zerobit.graph.ir import ChannelGroup
 from zerobit.search.choice import UnitRule
-from zerobit.search.gates.logit import GATE_START, LogitGate
+from zerobit.search.gates.logit import LogitGate
 from zerobit.search.method import (
     GRANULARITIES,
     AbstractMethod,
@@ -70,7 +70,7 @@ class Bsq(AbstractMethod):
 
     def group_choice(self, group: ChannelGroup, rule: UnitRule, *, removable: bool) -> LogitGate | None:
         """A gate per unit."""
-        return LogitGate(group.units, "hard", GATE_START, rule) if removable else None
+        return LogitGate(group.units, "hard", rule) if removable else None
 
     def weight_quantizer(self, w_CK: Tensor, widths: tuple[int, ...], *, coupled: bool) -> PlaneQuantizer:
         """Planes per layer or channel."""

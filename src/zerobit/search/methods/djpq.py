@@ -73,6 +73,7 @@ class Djpq(AbstractMethod):
         if self.restrict == "power_of_two":
             for name in ("weight_bits", "activation_bits"):
                 object.__setattr__(self, name, _powers_of_two(name, getattr(self, name)))
+            check_widths(self)
         check_one_of("granularity", self.granularity, ("tensor", "channel"))
         check_not_negative("information", self.information)
         check_positive("threshold", self.threshold)

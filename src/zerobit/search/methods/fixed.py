@@ -59,6 +59,9 @@ class Fixed(AbstractMethod):
             what = "neither is given" if self.bits is None else "both are given"
             msg = f"`bits` or `plan`: {what}; allowed is one of them; write for example Fixed(bits=4)"
             raise FormatError(msg)
+        if not isinstance(self.plan, Plan | None):  # pyright: ignore[reportUnnecessaryIsInstance]  # a path, say
+            msg = f"`plan` is {self.plan!r}; allowed is a Plan; read one with Plan.from_json(text of a plan.json)"
+            raise FormatError(msg)
         weights, activations = self._uniform() if self.plan is None else _widths_of(self.plan)
         if self.activation_bits and set(self.activation_bits) != set(activations):
             allowed = "one width" if self.plan is None else f"those of the plan, {activations}"

@@ -11,7 +11,7 @@ from zerobit.formats import GRID
 from zerobit.graph.ir import ChannelGroup
 from zerobit.quant.slot import AbstractActivationSlot, ActivationSlot
 from zerobit.search.choice import AbstractGroupChoice, UnitRule
-from zerobit.search.gates.logit import GATE_START, LogitGate
+from zerobit.search.gates.logit import LogitGate
 from zerobit.search.method import GRANULARITIES, AbstractMethod, Granularity, Searched, check_one_of, check_widths
 from zerobit.search.widths.fractional import (
     FractionalActivationSlot,
@@ -72,7 +72,7 @@ class FracBits(AbstractMethod):
         """A real width per unit, or a gate beside widths per layer."""
         if self.coupled:
             return FractionalChoice(group.units, self.widths, self._start, removable=removable, rule=rule)
-        return LogitGate(group.units, "hard", GATE_START, rule) if removable else None
+        return LogitGate(group.units, "hard", rule) if removable else None
 
     def weight_quantizer(self, w_CK: Tensor, widths: tuple[int, ...], *, coupled: bool) -> FractionalQuantizer:
         """Two neighbours, of the group's widths or of the weight's own."""

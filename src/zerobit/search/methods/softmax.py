@@ -8,7 +8,7 @@ from zerobit.formats import DEFAULT_STORAGE
 from zerobit.graph.ir import ChannelGroup
 from zerobit.quant.slot import GRIDS
 from zerobit.search.choice import MIN_TEMPERATURE, SAMPLINGS, AbstractGroupChoice, Sampling, UnitRule
-from zerobit.search.gates.logit import GATE_START, LogitGate
+from zerobit.search.gates.logit import LogitGate
 from zerobit.search.method import (
     GRANULARITIES,
     AbstractMethod,
@@ -32,7 +32,7 @@ class ChannelSoftmax(AbstractMethod):
     Attributes:
         weight_bits: offered to weights, from {0, 2..8}; 0 removes the channel.
         activation_bits: offered to activations, from {2..8}.
-        shared: the published coupled form.
+        shared: the published coupled form; widths are those of units and start as published, the widest likeliest.
         granularity: "channel", or "layer" for one width per layer.
         sampling: "hard" trains the network that will be cut, with straight-through gradients; "softmax" and "gumbel"
             are the published modes.
@@ -64,6 +64,9 @@ class ChannelSoftmax(AbstractMethod):
         check_one_of("sampling", self.sampling, SAMPLINGS)
         check_one_of("granularity", self.granularity, GRANULARITIES)
         check_one_of("grid", self.grid, tuple(GRIDS))
+        if self.shared:
+            check_one_of("granularity", self.granularity, ("channel",))
+            check_one_of("start_bits", self.start_bits, (None,))
 
     @property
     def coupled(self) -> bool:
@@ -72,9 +75,10 @@ class ChannelSoftmax(AbstractMethod):
 
     def group_choice(self, group: ChannelGroup, rule: UnitRule, *, removable: bool) -> AbstractGroupChoice | None:
         """A gate, or the coupled softmax."""
+        start = self.temperature(0.0)
         if self.shared:
-            return CoupledChoice(group.units, self.widths, self.sampling, removable=removable, rule=rule)
-        return LogitGate(group.units, self.sampling, GATE_START, rule) if removable else None
+            return CoupledChoice(group.units, self.widths, self.sampling, start, removable=removable, rule=rule)
+        return LogitGate(group.units, self.sampling, rule, start) if removable else None
 
     def weight_quantizer(self, w_CK: Tensor, widths: tuple[int, ...], *, coupled: bool) -> GridQuantizer:
         """A grid, mixed per channel or per layer."""

@@ -19,18 +19,26 @@ class CoupledChoice(AbstractGroupChoice):
         units: number of units.
         widths: the W widths besides 0.
         sampling: see `AbstractChoice`.
+        temperature: at the start.
         removable: whether the 0-bit option exists; it does not where units are frozen.
         rule: how many units may stay.
     """
 
     def __init__(
-        self, units: int, widths: Sequence[int], sampling: Sampling, *, removable: bool, rule: UnitRule
+        self,
+        units: int,
+        widths: Sequence[int],
+        sampling: Sampling,
+        temperature: float = 1.0,
+        *,
+        removable: bool,
+        rule: UnitRule,
     ) -> None:
         super().__init__(sampling)
         self.widths, self.rule, self.removable = tuple(widths), rule, removable
         options = torch.tensor([0, *widths] if removable else widths, dtype=torch.float32)
         self.width = nn.Parameter((options / options.max()).repeat(units, 1))
-        start = torch.softmax(self.width.detach()[0], 0)
+        start = torch.softmax(self.width.detach()[0] / temperature, 0)
         # the paper divides the weights by the share that is not zero; we scale the mixture and leave the weights alone
         self.scale = 1.0 if sampling == "hard" or not removable else float(1 / (1 - start[0]))
 
