@@ -269,5 +269,8 @@ def _usage(net: Any) -> Any:
 def test_a_device_without_float64_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TrainingError, match=r"`device` 'mps' can't be used.*float64.*use 'cpu'"):
         Hardware("mps").fabric()
+    asked = []
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert Hardware("auto").fabric().device.type == "cpu"
+    monkeypatch.setattr("zerobit.train.loop.Fabric", lambda **arguments: asked.append(arguments["accelerator"]))
+    Hardware("auto").fabric()
+    assert asked == ["cpu"]
