@@ -233,7 +233,12 @@ def test_the_gradient_of_a_digit_is_its_place_times_the_step() -> None:
     for b, unit in enumerate((16, 16, 8)):  # at most eight ranges of 7
         assert quantizer.planes.positive.grad[b].tolist() == (unit * 0.25 * 2**b * upstream).tolist()
         assert quantizer.planes.negative.grad[b].tolist() == (-unit * 0.25 * 2**b * upstream).tolist()
-    assert not quantizer.planes.positive.grad[3:].any(), "planes that are masked"
+    masked = quantizer.planes.positive.grad[3:]
+    assert masked.tolist() == [(8 * 4 * 0.25 * upstream).tolist()] * 4, "as the highest: a plane may be grown any time"
+    quantizer.planes.positive.data[3:] = 0.5
+    assert not quantizer.planes.digits()[0][3:].any()
+    quantizer.planes.project()
+    assert not quantizer.planes.positive[3:].any()
     assert quantizer.log_step.grad.tolist() == [0.25 * (5 + 6)]
     assert weight.grad.tolist() == [[0.0, 0.0]], "the user's weight is not used"
 

@@ -81,13 +81,15 @@ class Planes(AbstractChoice):
         return unit.clamp_max(LARGEST_UNIT).to(self.positive)[:, :, None]
 
     def digits(self) -> tuple[Tensor, Tensor]:
-        """[P, C, K] twice, positive and negative digits within their bounds, 0 in planes that are masked."""
-        live = self.is_live()[:, :, None].to(self.positive)
-        bound = live + (self.place() == self.live - 1)[:, :, None]
-        lowest = torch.zeros_like(bound)
-        unit = self.unit()
+        """[P, C, K] twice, positive and negative digits within their bounds, which are 0 in planes that are masked.
+
+        These have the gradients of live ones: an optimizer that had seen none would move a plane that is grown at
+        several times its rate.
+        """
+        bound = (self.is_live().to(self.positive) + (self.place() == self.live - 1))[:, :, None]
+        lowest, unit = torch.zeros_like(bound), self.unit()
         positive, negative = (torch.clamp(unit * p, lowest, bound) for p in (self.positive, self.negative))
-        return positive * live, negative * live
+        return positive, negative
 
     def sums(self) -> Tensor:
         """[C, K], the integers before rounding and clipping."""
@@ -179,7 +181,7 @@ class Planes(AbstractChoice):
     def project(self) -> None:
         """Put the digits back into their bounds, in place; what they compute stays."""
         for parameter, digits in zip((self.positive, self.negative), self.digits(), strict=True):
-            parameter.copy_(torch.where(self.is_live()[:, :, None], digits / self.unit(), parameter))
+            parameter.copy_(digits / self.unit())
 
     @torch.no_grad()
     def write(self, integers_CK: Tensor, live: Tensor) -> None:
