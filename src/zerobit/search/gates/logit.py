@@ -1,5 +1,7 @@
 """A gate with one logit per unit: sigmoid(logit / T) is the probability that the unit stays."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,7 @@ from zerobit.search.choice import AbstractGroupChoice, Sample, Sampling, UnitRul
 
 #: Gates start clearly open, close enough to the threshold to be closed within a search. (At a temperature of 1.)
 GATE_START = 0.85
+_START_LOGIT = float(torch.logit(torch.tensor(GATE_START)))
 #: Half the distance between the first and the last gate at the start, in units of their mean.
 _SPREAD = 0.6
 
@@ -24,10 +27,9 @@ class LogitGate(AbstractGroupChoice):
 
     def __init__(self, units: int, sampling: Sampling, rule: UnitRule, temperature: float = 1.0) -> None:
         super().__init__(sampling)
-        start = torch.logit(torch.tensor(GATE_START))
-        self.gate = nn.Parameter(start.repeat(units))
+        self.gate = nn.Parameter(torch.full((units,), _START_LOGIT))
         self.rule = rule
-        self.scale = 1.0 if sampling == "hard" else float(1 / torch.sigmoid(start / temperature))
+        self.scale = 1.0 if sampling == "hard" else 1 + math.exp(-_START_LOGIT / temperature)
 
     @torch.no_grad()
     def order(self, importance: Tensor) -> None:
@@ -50,8 +52,7 @@ class LogitGate(AbstractGroupChoice):
         Args:
             units: bool [units].
         """
-        closed = -torch.logit(torch.tensor(GATE_START)).to(self.gate)
-        self.gate.copy_(torch.where(units, self.gate.minimum(closed), self.gate))
+        self.gate.copy_(torch.where(units, self.gate.clamp_max(-_START_LOGIT), self.gate))
 
     def probability(self, *, noise: bool = False) -> Tensor:
         """[units]."""

@@ -25,6 +25,7 @@ from zerobit.search.method import (
     check_one_of,
     check_widths,
 )
+from zerobit.search.slots import WeightSlot, per_channel
 from zerobit.search.widths.planes import PlaneQuantizer, Planes
 from zerobit.search.widths.softmax import SoftmaxWidth, activation_softmax
 
@@ -89,16 +90,16 @@ class Bsq(AbstractMethod):
         them at full rate. Where low planes were dropped, it is that of a neighbour, until it has seen others.
         """
         period, quantizers = int(progress * self.periods), list(_quantizers(net))
-        _count_open(net)
-        if all(int(quantizer.planes.period) >= period for quantizer in quantizers):
-            for quantizer in quantizers:
-                quantizer.planes.project()
-            return
-        _close_empty(net)
+        begins = any(int(quantizer.planes.period) < period for quantizer in quantizers)
+        if begins:
+            _close_empty(net)
         _count_open(net)
         for quantizer in quantizers:
-            quantizer.requantize()
-            quantizer.planes.period.fill_(period)
+            if begins:
+                quantizer.requantize()
+                quantizer.planes.period.fill_(period)
+            else:
+                quantizer.planes.project()
 
     def commit(self, net: Searched, excess: Callable[[NetBits], float]) -> None:
         """Close the gates of units whose planes became zero since the last period began."""
@@ -129,34 +130,38 @@ def _quantizers(net: Searched) -> Iterator[PlaneQuantizer]:
     return (module for module in net.modules() if isinstance(module, PlaneQuantizer))
 
 
+def _slots(net: Searched) -> Iterator[tuple[WeightSlot, Planes]]:
+    """Weights that are planes."""
+    for weight in net.graph.searched_weights:
+        slot = net.weight_slot(weight)
+        if isinstance(slot.quantizer, PlaneQuantizer):
+            yield slot, slot.quantizer.planes
+
+
+def _gates(net: Searched) -> dict[str, LogitGate]:
+    choices = {group.name: net.group_choice(group) for group in net.graph.groups}
+    return {name: choice for name, choice in choices.items() if isinstance(choice, LogitGate)}
+
+
 @torch.no_grad()
 def _close_empty(net: Searched) -> None:
     """Close the gates of units that have nothing but zeros in the weights that make them."""
-    for gate, rows in _gates(net):
-        full = [unit[planes.clipped(planes.known_sums()).any(1)] for planes, unit in rows]
-        if full:
-            gate.close(~torch.isin(torch.arange(len(gate.gate), device=gate.gate.device), torch.cat(full)))
+    gates = _gates(net)
+    filled: dict[str, Tensor] = {}
+    for slot, planes in _slots(net):
+        rows = planes.clipped(planes.known_sums()).any(1)
+        units = [len(gates[name].gate) for name in slot.groups]
+        has = rows.new_zeros(sum(units) + 1).index_fill(0, slot.index[rows], value=True)  # the last: rows of no unit
+        for name, of_units in zip(slot.groups, has[:-1].split(units), strict=True):
+            filled[name] = of_units | filled.get(name, torch.zeros_like(of_units))
+    for name, of_units in filled.items():
+        gates[name].close(~of_units)
 
 
 @torch.no_grad()
 def _count_open(net: Searched) -> None:
     """Let the rows of units that are closed have no say in the widths of their layers."""
-    for quantizer in _quantizers(net):
-        quantizer.planes.counted.fill_(True)
-    for gate, rows in _gates(net):
-        is_open = torch.cat([gate.hard(), gate.hard().new_ones(1)])  # the last is for rows of no unit
-        for planes, unit in rows:
-            planes.counted &= is_open[unit]
-
-
-def _gates(net: Searched) -> Iterator[tuple[LogitGate, list[tuple[Planes, Tensor]]]]:
-    """Gates with the planes of the weights that make their units, and the unit of each row, -1 for none."""
-    for group in net.graph.groups:
-        gate, rows = net.group_choice(group), []
-        if isinstance(gate, LogitGate):
-            for weight in net.graph.searched_weights:
-                unit = net.graph.row_units(weight).get(group.name)
-                quantizer = net.weight_slot(weight).quantizer if unit is not None else None
-                if isinstance(quantizer, PlaneQuantizer):
-                    rows.append((quantizer.planes, torch.as_tensor(unit, device=gate.gate.device)))
-            yield gate, rows
+    is_open = {name: gate.hard() for name, gate in _gates(net).items()}
+    for slot, planes in _slots(net):
+        if slot.groups:
+            planes.counted.copy_(per_channel([is_open[name] for name in slot.groups], slot.index))
