@@ -19,8 +19,9 @@ from zerobit.search.widths.base import AbstractWeightQuantizer, nearest
 #: A digit is at most this times its parameter, which learns at the rate of weights: low digits, whose range is that of
 #: [0, 1] and not that of a weight, have to move faster than weights do.
 LARGEST_UNIT = 16.0
-#: And at most this many ranges of the weight is what a parameter of one stands for: high digits move the weight itself.
-#: (Digits task, size 6 %: with half of both, 7 and 9 points are lost; with twice of both, searches end at chance.)
+#: And at most this many ranges of the weight is what parameters of one in all planes stand for: a step of an optimizer
+#: moves all digits, and with them the weight itself. (Digits task, size 6 %: with half of both, 7 and 9 points are
+#: lost; with twice of both, searches end at chance. With this many for each plane, ResNet-8 at 4 bits ends at chance.)
 UNIT_OF_RANGE = 8.0
 #: A low plane with less than this share of the norm that it was written with is zero.
 VANISHED = 0.5
@@ -75,7 +76,7 @@ class Planes(AbstractChoice):
 
     def unit(self) -> Tensor:
         """[P, G, 1], what a digit is times its parameter."""
-        influence = torch.pow(2.0, self.place()) / (torch.pow(2.0, self.live) - 1)
+        influence = self.live * torch.pow(2.0, self.place()) / (torch.pow(2.0, self.live) - 1)
         # a power of two: a digit that is written is read exactly
         unit = torch.pow(2.0, (UNIT_OF_RANGE / influence).log2().floor())
         return unit.clamp_max(LARGEST_UNIT).to(self.positive)[:, :, None]
