@@ -187,7 +187,8 @@ def compress(
         metric: (output, target) -> mean over the batch, larger is better.
         batch_format: batch -> (positional inputs, named inputs, target).
         epochs: (search, fine-tuning), or their sum, of which two thirds are search.
-        lr: of weights, bit planes and ranges.
+        lr: of weights, bit planes and ranges. Adam moves all weights alike: take a tenth where a layer's are around
+            0.01, as with thousands of inputs.
         choice_lr: of gates and widths.
         distillation: share of the loss taken from the float network's outputs.
         seed: of every random draw.
