@@ -33,8 +33,11 @@ def test_a_row_of_zeros_gets_a_positive_step() -> None:
         assert step.isfinite().all()
 
 
-def test_rows_do_not_see_each_other() -> None:
-    x = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)) * torch.tensor([[1e-6], [1], [10], [1e4], [3]])
+@pytest.mark.parametrize("values", [40, 50_000, 200_000])
+def test_rows_do_not_see_each_other(values: int) -> None:
+    """Many values are looked at in parts: a part may be some rows, or one."""
+    scales = torch.tensor([[1e-6], [1], [10], [1e4], [3]])
+    x = torch.randn(5, values, generator=torch.Generator().manual_seed(0)) * scales
     together = least_squares_step(x, -1, 1)
     assert torch.equal(together, torch.cat([least_squares_step(row[None], -1, 1) for row in x]))
 

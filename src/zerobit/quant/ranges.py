@@ -6,6 +6,8 @@ from torch import Tensor
 #: Candidate clips, as shares of the largest magnitude; 2-bit weights want about a third, 8-bit ones all of it.
 _SHARES = torch.linspace(0.15, 1.0, 69)
 _TINY = 1e-8
+#: Values that are looked at together. All of a large layer, in new memory for each clip, take twenty times as long.
+_AT_ONCE = 2**17
 
 
 @torch.no_grad()
@@ -20,12 +22,18 @@ def least_squares_step(x_CK: Tensor, low: int, high: int) -> Tensor:
     Returns:
         [C], positive; a row of zeros gets the smallest step there is.
     """
+    rows = max(1, _AT_ONCE // max(1, x_CK.shape[1]))
+    return torch.cat([_least_squares_step(part_CK, low, high) for part_CK in x_CK.split(rows)])
+
+
+def _least_squares_step(x_CK: Tensor, low: int, high: int) -> Tensor:
     largest = x_CK.abs().amax(1).clamp_min(_TINY)
     best, best_error = largest / high, torch.full_like(largest, torch.inf)
+    scratch = torch.empty_like(x_CK)
     for share in _SHARES.tolist():
         step = largest * (share / high)
-        levels = torch.clamp(torch.round(x_CK / step[:, None]), low, high)
-        error = (step[:, None] * levels - x_CK).square().sum(1)
+        torch.div(x_CK, step[:, None], out=scratch)
+        error = scratch.round_().clamp_(low, high).mul_(step[:, None]).sub_(x_CK).square_().sum(1)
         better = error < best_error
         best, best_error = torch.where(better, step, best), torch.where(better, error, best_error)
     return best
