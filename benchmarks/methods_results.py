@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -362,7 +362,7 @@ def section(suite: Suite, found: Sequence[Outcome], epochs: tuple[int, int]) -> 
             "other runs on the machine's other cores.",
             "",
             f"Command: `python benchmarks/methods_results.py --task {suite.task}{data} --runs RUNS{asked}`.",
-            f"Seeds {', '.join(map(str, seeds))}. {datetime.now(timezone.utc):%Y-%m-%d}. "
+            f"Seeds {', '.join(map(str, seeds))}. {datetime.now(UTC):%Y-%m-%d}. "
             f"{'; '.join(sorted({one.machine for one in found}))}.",
         ]
     )

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def section(rows: Sequence[Row], command: str) -> str:
     bad = [f"- {row.method}, seed {row.seed}: {text}" for row in rows for text in row.outcome.findings]
     return "\n".join(
         [
-            f"`{command}`; {datetime.now(timezone.utc):%Y-%m-%d}, {machine()}. Searches of {STEPS} steps on the digits"
+            f"`{command}`; {datetime.now(UTC):%Y-%m-%d}, {machine()}. Searches of {STEPS} steps on the digits"
             " network, each with settings drawn from its seed: learning rates of 1e-4 to 1, of choices of 1e-3 to 10,"
             " strengths of prices and of the methods' own loss terms up to 1e4, or budgets of 10 to 60 %; layers that"
             " are zero, put out zeros, or were scaled by 1e-4 or 1e4. Losses, parameters, gradients, choices and cost"

@@ -7,7 +7,7 @@ import platform
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -154,7 +154,7 @@ def machine() -> str:
 
 def made(seed: int) -> str:
     """The line under a table: seed, date and machine."""
-    return f"Seed {seed}. {datetime.now(timezone.utc):%Y-%m-%d}. {machine()}."
+    return f"Seed {seed}. {datetime.now(UTC):%Y-%m-%d}. {machine()}."
 
 
 def percent(value: float | None) -> str:

@@ -17,7 +17,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -248,7 +248,7 @@ def section(rows: list[Row], seed: int) -> str:
             "",
             "Command of the full recipe: `python benchmarks/vgg7_results.py --data DIR --runs RUNS`; shortened: with",
             "`--epochs`, `--images`, `--batch` and `--held` as in the table.",
-            f"Seed {seed}. {datetime.now(timezone.utc):%Y-%m-%d}. {'; '.join(sorted({row.machine for row in rows}))}.",
+            f"Seed {seed}. {datetime.now(UTC):%Y-%m-%d}. {'; '.join(sorted({row.machine for row in rows}))}.",
         ]
     )
 

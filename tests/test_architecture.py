@@ -83,7 +83,7 @@ def test_finder_sees_nothing_else(source: str) -> None:
     assert not _used_from(source, TRACERS)
 
 
-def test_only_capture_and_program_use_the_tracers_of_torch() -> None:
+def test_few_files_use_the_tracers_of_torch() -> None:
     found = {_relative(path): _used_from(path.read_text(encoding="utf-8"), TRACERS) for path in SOURCES}
     assert not {name: used for name, used in found.items() if used and name not in MAY_TRACE}
 

@@ -5,7 +5,7 @@ cost = sum over layers and terms (terms.py) of coefficient * term, all coefficie
 
 import json
 import math
-import sys
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +20,6 @@ from zerobit.cost.terms import Widths, amounts_of, is_term, op_of, term
 from zerobit.errors import BudgetError
 from zerobit.formats import GRID
 from zerobit.graph.ir import Kind
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ cycles = sum over layers, weight widths w and activation widths a of p_a * MACs_
 """
 
 import math
-import sys
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,11 +20,6 @@ from zerobit.cost.base import AbstractCost, LayerUse, Usage, total
 from zerobit.cost.device import Device, timed
 from zerobit.errors import BudgetError
 from zerobit.formats import GRID
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable

@@ -7,7 +7,7 @@ of one sample: dimension 0, the batch, is 1 (of a model that fixes its batch, th
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 FROZEN = "frozen by the user"
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """The closed set of op kinds."""
 
     CONV = "conv"  # a weight [O, I/groups, *k] slides over the input

@@ -1,6 +1,6 @@
 """`Program`: a captured network that runs, its tensors under the user's names, and runs that record or mask.
 
-This file and capture.py are the only ones that touch torch.fx and torch.export.
+This file, capture.py and walks.py are the only ones that touch torch.fx and torch.export.
 """
 
 import operator

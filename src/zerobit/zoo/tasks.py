@@ -225,7 +225,7 @@ def unpack_tar(archive: Path, target: Path) -> None:
     Raises:
         ValueError: if a member would land outside `target`, or is no plain file or folder.
     """
-    # Pythons before 3.10.12 and 3.11.4 have no filters, so what they refuse is refused here
+    # Pythons before 3.11.4 have no filters, so what they refuse is refused here
     filters = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     with tarfile.open(archive) as tar:
         for member in tar.getmembers():
