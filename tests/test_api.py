@@ -284,6 +284,12 @@ def test_a_file_of_another_network_differs(result: zb.Result, tmp_path: Path) ->
         ({"max_drop": -1.0}, "`max_drop`"),
         ({"budget": "25%", "epochs": 0}, "`epochs`"),
         ({"budget": "25%", "epochs": (-1, 3)}, "`epochs`"),
+        ({"budget": "25%", "epochs": [2, 1, 1]}, "`epochs` is .2, 1, 1.; allowed are a number, or"),
+        ({"budget": "25%", "epochs": (1.5, 1)}, "`epochs`"),
+        ({"budget": "25%", "lr": 0.0}, "`lr` is 0.0"),
+        ({"budget": "25%", "choice_lr": float("inf")}, "`choice_lr` is inf"),
+        ({"budget": "25%", "method": "bsq"}, "`method` is 'bsq'; allowed is a method"),
+        ({"budget": "25%", "method": zb.Bsq}, "`method` is <class"),
         ({"budget": "25%", "distillation": 2.0}, "`distillation`"),
     ],
 )

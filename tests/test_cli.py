@@ -162,7 +162,7 @@ def test_a_fixed_width_needs_no_budget_and_the_plan_of_a_run_is_trained_again(ru
 
 def test_a_plan_of_another_network_is_found_before_any_training(run: Path, tmp_path: Path) -> None:
     result = _run(
-        "search", "--method", "fixed", "--plan", run / "plan.json", "--model", "resnet8", "--out", tmp_path / "run"
+        "search", "--method", "fixed", "--plan", run / "plan.json", "--model", "dscnn", "--out", tmp_path / "run"
     )
     assert result.exit_code == 2, result.output
     assert "`plan` has groups" in result.stderr
@@ -303,6 +303,7 @@ def test_verify_finds_a_file_of_another_network(run: Path, tmp_path: Path) -> No
         (("search", "--budget", "size=25%", "--max-drop", "1"), "`budget`, `strength`, `max_drop`"),
         (("search",), "`budget`, `strength`, `max_drop`"),
         (("search", "--strength", "size=much"), "`strength`"),
+        (("search", "--strength", "size"), "`strength` is 'size'"),
         (("search", "--strength", "size=-1"), "`strength`"),
         (("search", "--max-drop", "-1"), "`max_drop`"),
         (("search", "--budget", "size=25%", "--method", "guess"), f"`method` is 'guess'; allowed are {(*METHODS,)}"),
@@ -327,8 +328,22 @@ def test_verify_finds_a_file_of_another_network(run: Path, tmp_path: Path) -> No
         (("search", "--method", "fixed", "--weight-bits", "4", "--max-drop", "1"), "`max_drop` is 0.01, but `method`"),
         (("search", "--method", "fixed", "--plan", "nowhere.json"), "`plan` nowhere.json can't be read"),
         (("search", "--budget", "size=25%", "--sampling", "soft"), "`sampling` is 'soft'"),
-        (("search", "--budget", "size=25%", "--task", "mnist"), "'mnist'"),
-        (("search", "--budget", "size=25%", "--model", "resnet9"), "'resnet9'"),
+        (("search", "--budget", "size=25%", "--task", "mnist"), "`task` is 'mnist'"),
+        (("search", "--budget", "size=25%", "--model", "resnet9"), "`model` is 'resnet9'"),
+        (
+            ("search", "--budget", "size=25%", "--model", "resnet8"),
+            "`model` is 'resnet8', which is made for images of (3, 32, 32); those of `task` 'digits' are (1, 8, 8)",
+        ),
+        (("train", "--model", "resnet8"), "`model` is 'resnet8'"),
+        (("search", "--budget", "size=1B"), "the smallest reachable is"),
+        (("search", "--method", "bsq", "--budget", "ne16=1%"), "the smallest reachable is"),
+        (("search", "--method", "fixed", "--weight-bits", "8", "--budget", "size=25%"), "`budget` for size"),
+        (("search", "--budget", "size=25%", "--epochs", "0", "0"), "`epochs` is (0, 0)"),
+        (("search", "--budget", "size=25%", "--epochs", "-1", "3"), "`epochs` is (-1, 3)"),
+        (("search", "--budget", "size=25%", "--float-epochs", "0"), "`float_epochs` is 0"),
+        (("search", "--budget", "size=25%", "--lr", "-1"), "`lr` is -1.0"),
+        (("search", "--budget", "size=25%", "--distillation", "5"), "`distillation` is 5.0"),
+        (("train", "--lr", "nan"), "`lr` is nan"),
         (("search", "--budget", "size=25%", "--float", "nowhere.safetensors"), "`float`"),
         (("search", "--budget", "size=25%", "--task", "cifar10", "--data", "nowhere"), "`data`"),
         (("train", "--task", "cifar10", "--data", "nowhere"), "`data`"),

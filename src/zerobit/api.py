@@ -30,7 +30,7 @@ from zerobit.plan import Plan
 from zerobit.report import Stage, html_page, layer_rows, write_text
 from zerobit.search.attach import attach, calibrate
 from zerobit.search.control import Control, Count, Widths
-from zerobit.search.method import AbstractMethod, Granularity
+from zerobit.search.method import AbstractMethod, Granularity, check_method
 from zerobit.search.methods.softmax import ChannelSoftmax
 from zerobit.search.net import SearchNet
 from zerobit.train.loop import Hardware, duration
@@ -150,7 +150,7 @@ def compress(
     loss: Callable[[Any, Any], Tensor] = nn.functional.cross_entropy,
     metric: Callable[[Any, Any], Any] = accuracy,
     batch_format: Callable[[Batch], tuple[tuple[Any, ...], Mapping[str, Any], Any]] = split_batch,
-    epochs: int | tuple[int, int] = (8, 4),
+    epochs: int | Sequence[int] = (8, 4),
     lr: float = 1e-3,
     choice_lr: float = 1e-2,
     distillation: float = 0.5,
@@ -203,9 +203,12 @@ def compress(
         BudgetError: no budget, or one that can't be read or met; names the smallest reachable value. A method that
             chooses nothing needs none, and can't keep a drop.
         CaptureError: the model can't be captured.
-        FormatError: a pattern that matches nothing, or a number that can't be.
-        TrainingError: a loss that is not finite, an empty loader, batches of another form.
+        FormatError: a pattern that matches nothing, a number that can't be, or no method.
+        TrainingError: epochs or rates that can't be, a loss that is not finite, an empty loader, batches of another
+            form.
     """
+    if method is not None:
+        check_method(method)
     objective = Objective(loss, metric, batch_format, distillation)
     chooses = method is None or method.chooses
     price = make_price(budget, strength, max_drop, targets, chooses=chooses)
@@ -213,7 +216,7 @@ def compress(
         data=Data(train_loader, val_loader),
         test=test_loader,
         objective=objective,
-        recipe=replace(_recipe(epochs), lr=lr, choice_lr=choice_lr),
+        recipe=Recipe.of(epochs, lr=lr, choice_lr=choice_lr),
         hardware=Hardware(device, precision, seed, progress),
         run=None if run is None else Path(run),
         console=Console(quiet=not progress),
@@ -272,14 +275,6 @@ class _Job:
         others = [] if plan is None else [cost for cost in self.costs if cost.name not in ("size", "macs")]
         costs = {cost.name: written(float(cost(use)), cost.unit) for cost in others}
         return Stage(name, val, test, size, float(Macs()(use)), costs)
-
-
-def _recipe(epochs: int | tuple[int, int]) -> Recipe:
-    pair = epochs if isinstance(epochs, tuple) else (epochs - epochs // 3, epochs // 3)
-    if min(pair) < 0 or sum(pair) < 1:
-        msg = f"`epochs` is {epochs}; allowed is at least 1 in all, none negative; choose more"
-        raise TrainingError(msg)
-    return Recipe(search_epochs=pair[0], finetune_epochs=pair[1])
 
 
 def _prepare(

@@ -27,7 +27,10 @@ errors = Console(stderr=True)
 Task = Annotated[str, typer.Option(help="digits, cifar10 or npz")]
 Data = Annotated[Path | None, typer.Option(help="folder or file with the task's data; digits needs none")]
 Model = Annotated[
-    str | None, typer.Option(help="network of the zoo: digits, resnet8, dscnn; the task's own if left out")
+    str | None,
+    typer.Option(
+        help="network of the zoo: digits, resnet8, dscnn, vgg7, resnet18 or mobilenet_v2; the task's own if left out"
+    ),
 ]
 Out = Annotated[Path, typer.Option(help="run folder to write; a killed run resumes from it")]
 Seed = Annotated[int, typer.Option(help="of every random draw")]
@@ -142,7 +145,9 @@ def search(
     ] = None,
     shared: Annotated[bool, typer.Option("--shared", help="softmax: the published coupled form")] = False,
     sampling: Annotated[str | None, typer.Option(help="softmax: hard, softmax or gumbel; hard if left out")] = None,
-    power_of_two: Annotated[bool, typer.Option("--power-of-two", help="djpq: only 2, 4 and 8 bit")] = False,
+    power_of_two: Annotated[
+        bool, typer.Option("--power-of-two", help="djpq: only 2, 4 and 8 bit, but for layers of --bits")
+    ] = False,
     plan: Annotated[Path | None, typer.Option(help="fixed: plan.json of a run, instead of one width")] = None,
     frozen: Frozen = None,
     bits: Bits = None,

@@ -17,7 +17,7 @@ from zerobit.graph.ir import WEIGHTED, Graph, Kind, Op
 from zerobit.graph.program import Program
 from zerobit.quant.placement import float_reason
 from zerobit.search.control import Control, Count, Options, Widths, captured
-from zerobit.search.method import AbstractMethod
+from zerobit.search.method import AbstractMethod, check_method
 from zerobit.search.methods.softmax import ChannelSoftmax
 
 
@@ -179,12 +179,14 @@ def inspect(
 
     Raises:
         CaptureError: the model can't be captured.
-        FormatError: a pattern that matches nothing, or a number that can't be.
+        FormatError: a pattern that matches nothing, a number that can't be, or no method.
     """
+    method = ChannelSoftmax() if method is None else method
+    check_method(method)
     control = Control.of(frozen, bits, min_channels, multiple_of)
     program = captured(model, example_inputs, kwargs, control)
     graph = describe(program)
-    return cover(program, graph, control.options(program, graph, method or ChannelSoftmax()))
+    return cover(program, graph, control.options(program, graph, method))
 
 
 def cover(program: Program, graph: Graph, options: Options) -> Coverage:

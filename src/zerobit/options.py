@@ -143,7 +143,7 @@ def parse_strength(text: str | None) -> tuple[str, float] | None:
     """
     if text is None:
         return None
-    ((name, value),) = parse_budgets([text]).items()
+    name, _, value = (part.strip() for part in text.partition("="))
     try:
         return name, float(value)
     except ValueError:

@@ -9,13 +9,14 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from zerobit.api import Normalisation, Result, compress
+from zerobit.api import Normalisation, Result, compress, fitting_granularity
 from zerobit.cost.base import AbstractCost
 from zerobit.cost.own import load_costs
 from zerobit.cost.parse import make_price, parse_budgets
 from zerobit.cost.registry import device, device_names, named_cost
 from zerobit.coverage import Coverage, inspect
 from zerobit.cut.apply import QuantNet
+from zerobit.cut.decide import check_limits
 from zerobit.cut.store import load
 from zerobit.errors import TrainingError
 from zerobit.options import make_model, parse_input, parse_strength, parse_widths
@@ -24,9 +25,10 @@ from zerobit.runs import Run, load_float, save_float
 from zerobit.search.attach import attach
 from zerobit.search.control import Control
 from zerobit.search.method import AbstractMethod
+from zerobit.search.methods.softmax import ChannelSoftmax
 from zerobit.train.loop import Hardware
 from zerobit.train.objective import Objective, evaluate
-from zerobit.train.phases import Data, train_float
+from zerobit.train.phases import Data, Recipe, train_float
 from zerobit.zoo.data import Batches, Split
 from zerobit.zoo.data import Task as ZooTask
 from zerobit.zoo.models import ZooModel
@@ -72,9 +74,15 @@ class Settings:
     command: str = ""
 
     def load(self) -> tuple[ZooTask, ZooModel]:
-        """The task's data and the network's definition."""
+        """The task's data and the network's definition.
+
+        Raises:
+            TrainingError: the network can't take the task's images.
+        """
         task = load_task(self.task, self.data, self.download)
-        return task, zoo_model(self.model or task.default_model)
+        definition = zoo_model(self.model or task.default_model)
+        _check_images(definition, task)
+        return task, definition
 
     def hardware(self) -> Hardware:
         """For the training loop."""
@@ -87,11 +95,9 @@ def train_task(
     """Train a float network and write it to the run folder.
 
     Raises:
-        TrainingError: no epochs, or as `run_phase`.
+        TrainingError: no epochs, or as `train_float`.
     """
-    if epochs < 1:
-        msg = f"`epochs` is {epochs}; allowed are whole numbers from 1; choose more"
-        raise TrainingError(msg)
+    _check_epochs("epochs", epochs)
     loaded, definition = settings.load() if task is None else (task, zoo_model(settings.model or task.default_model))
     torch.manual_seed(settings.seed)
     net = definition.build(loaded.num_classes)
@@ -121,20 +127,28 @@ def compress_task(
     distillation: float = 0.5,
     console: Console,
 ) -> Result:
-    """Compress a network of the zoo and write everything to the run folder."""
+    """Compress a network of the zoo and write everything to the run folder.
+
+    Raises:
+        ZerobitError: an argument that can't be, before anything is trained; or as `compress`.
+    """
     limits, charge = parse_budgets(budget) if budget else None, parse_strength(strength)
     chooses = method is None or method.chooses
-    make_price(limits, charge, max_drop, targets, chooses=chooses)  # a mistake is better known before any training
+    price = make_price(limits, charge, max_drop, targets, chooses=chooses)
+    Recipe.of(epochs, lr=lr)
+    Objective(distillation=distillation)
+    _check_epochs("float_epochs", float_epochs)
     task, definition = settings.load()
     net, control = definition.build(task.num_classes), control or Control()
-    if control != Control():
-        inspect(net, torch.zeros(1, *definition.input_shape), method, **vars(control))  # a mistake is found here
-    if method is not None and not method.chooses:
-        attach(net, torch.rand(2, *definition.input_shape), method, **vars(control))  # and a plan of another network
     float_path = float_path or settings.out / _FLOAT
     if float_path.exists() or float_path != settings.out / _FLOAT:
         load_float(net, float_path)
     else:
+        default = ChannelSoftmax(granularity=fitting_granularity(price.costs))
+        images = torch.rand(2, *definition.input_shape)
+        untrained = attach(net, images, default if method is None else method, **vars(control))
+        if max_drop is None:
+            check_limits(untrained, price)
         net = train_task(settings, epochs=float_epochs, console=console, task=task)
     data = _data(task, settings)
     result = compress(
@@ -158,6 +172,26 @@ def compress_task(
     )
     _write(result, settings, task, definition, console)
     return result
+
+
+def _check_epochs(argument: str, value: int) -> None:
+    if value < 1:
+        msg = f"`{argument}` is {value}; allowed are whole numbers from 1; choose more"
+        raise TrainingError(msg)
+
+
+def _check_images(definition: ZooModel, task: ZooTask) -> None:
+    """Some networks take images of several sizes: one is sent through."""
+    image = task.normalise(task.train.x[:1])
+    try:
+        with torch.no_grad():
+            definition.build(task.num_classes).eval()(image)
+    except RuntimeError:
+        msg = (
+            f"`model` is {definition.name!r}, which is made for images of {definition.input_shape}; those of `task` "
+            f"{task.name!r} are {tuple(image.shape[1:])}, which it can't take; choose another of the two"
+        )
+        raise TrainingError(msg) from None
 
 
 def cost_rows(targets: Sequence[str]) -> list[tuple[str, str, str]]:

@@ -123,6 +123,6 @@ def test_model_looks_up_by_name() -> None:
     ],
 )
 def test_unknown_model_is_told_the_names(wrong: str, hint: str) -> None:
-    with pytest.raises(ValueError, match=r"`name` is") as caught:
+    with pytest.raises(ValueError, match=r"`model` is") as caught:
         model(wrong)
     assert hint in str(caught.value)

@@ -57,7 +57,7 @@ def _save(tmp_path: Path, arrays: Arrays) -> Path:
 
 @pytest.mark.parametrize(("wrong", "hint"), [("cifar", "did you mean 'cifar10'"), ("x", "use 'npz'")])
 def test_unknown_task_is_told_the_names(wrong: str, hint: str) -> None:
-    with pytest.raises(ValueError, match=r"`name` is .* digits, cifar10, npz") as caught:
+    with pytest.raises(ValueError, match=r"`task` is .* digits, cifar10, npz") as caught:
         load_task(wrong)
     assert hint in str(caught.value)
 

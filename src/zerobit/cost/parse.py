@@ -48,7 +48,7 @@ def make_price(
     if sum(given) != 1:
         msg = (
             f"`budget`, `strength`, `max_drop` are {budget!r}, {strength!r}, {max_drop!r}; exactly one must be given, "
-            "for example budget={'size': '25%'}"
+            "for example budget={'size': '25%'}, which is --budget size=25% as an option"
         )
         raise BudgetError(msg)
     own = _own_costs(targets)
@@ -56,7 +56,9 @@ def make_price(
         return Strength(_cost(strength[0], own), strength[1])
     if max_drop is not None:
         if not max_drop > 0:
-            msg = f"`max_drop` is {max_drop}; allowed are positive numbers, 0.01 is one point; choose one"
+            msg = (
+                f"`max_drop` is {max_drop}; allowed are positive numbers, 0.01 (--max-drop 1) is one point; choose one"
+            )
             raise BudgetError(msg)
         return Budget(Size(), _MAX_DROP_SEARCH)
     assert budget is not None

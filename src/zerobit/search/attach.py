@@ -16,7 +16,7 @@ from zerobit.graph.rows import to_rows
 from zerobit.quant.placement import ActivationSite
 from zerobit.quant.slot import AbstractActivationSlot
 from zerobit.search.control import Control, Count, Widths, captured
-from zerobit.search.method import AbstractMethod
+from zerobit.search.method import AbstractMethod, check_method
 from zerobit.search.net import SearchNet
 from zerobit.search.norms import unit_norms
 from zerobit.search.slots import Along, GateSlot, NoiseSlot, WeightSlot, choices_along
@@ -66,8 +66,9 @@ def attach(
 
     Raises:
         CaptureError: the model can't be captured, has no weight, or weights of less than 32 bits.
-        FormatError: a pattern that matches nothing, or a number that can't be.
+        FormatError: a pattern that matches nothing, a number that can't be, or no method.
     """
+    check_method(method)
     control = Control.of(frozen, bits, min_channels, multiple_of)
     _check_precision(model)
     program = captured(model, example_inputs, kwargs, control, free_size=free_size)

@@ -166,6 +166,13 @@ class AbstractMethod(ABC):
         del net, excess
 
 
+def check_method(method: object) -> None:
+    """Raise a FormatError unless this is a method, and not its name or class."""
+    if not isinstance(method, AbstractMethod):
+        msg = f"`method` is {method!r}; allowed is a method, not its name or class; write for example zerobit.Djpq()"
+        raise FormatError(msg)
+
+
 def check_widths(method: AbstractMethod) -> None:
     """Check and order the widths of a method that is being made, a frozen dataclass.
 

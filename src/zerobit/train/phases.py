@@ -1,7 +1,7 @@
 """The phases of a compression: float training, search, fine-tuning, each on the one loop."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from zerobit.cost.price import AbstractPrice
 from zerobit.cost.usage import usage
 from zerobit.cut.apply import QuantNet
 from zerobit.cut.decide import commit
+from zerobit.errors import TrainingError
 from zerobit.search.net import SearchNet
 from zerobit.train.loop import Epoch, Hardware, Phase, cosine, one_cycle, run_phase
 from zerobit.train.objective import Objective, evaluate
@@ -36,6 +37,9 @@ class Recipe:
         choice_lr: of gates and widths (Adam); raised where the search is too short for a choice to change.
         commit: share of the search's epochs after which choices stand and the network is cut.
         weight_decay: on weights.
+
+    Raises:
+        TrainingError: epochs that are no whole numbers or none, or rates that are not positive.
     """
 
     search_epochs: int = 8
@@ -44,6 +48,29 @@ class Recipe:
     choice_lr: float = 1e-2
     commit: float = 0.6
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        pair: tuple[Any, ...] = self.search_epochs, self.finetune_epochs
+        if not all(isinstance(n, int) and n >= 0 for n in pair) or not any(pair):
+            msg = f"`epochs` is {pair}; allowed are whole numbers, none negative, at least 1 in all; choose others"
+            raise TrainingError(msg)
+        check_rate("lr", self.lr)
+        check_rate("choice_lr", self.choice_lr)
+
+    @staticmethod
+    def of(epochs: int | Sequence[int], *, lr: float = 1e-3, choice_lr: float = 1e-2) -> "Recipe":
+        """From arguments as a user gives them.
+
+        Args:
+            epochs: (search, fine-tuning), or their sum, of which two thirds are search.
+            lr: of weights, bit planes and ranges.
+            choice_lr: of gates and widths.
+        """
+        pair = (epochs - epochs // 3, epochs // 3) if isinstance(epochs, int) else tuple(epochs)
+        if len(pair) != 2:
+            msg = f"`epochs` is {pair}; allowed are a number, or one of search and one of fine-tuning; write that"
+            raise TrainingError(msg)
+        return Recipe(*pair, lr=lr, choice_lr=choice_lr)
 
     @property
     def choosing_epochs(self) -> int:
@@ -71,6 +98,13 @@ class Recipe:
         return max(self.choice_lr, min(_LEAST_TRAVEL / travelled, _FASTEST_CHOICE))
 
 
+def check_rate(argument: str, value: float) -> None:
+    """Raise a TrainingError unless a learning rate is a positive number, and finite."""
+    if not (math.isfinite(value) and value > 0):
+        msg = f"`{argument}` is {value}; allowed are positive numbers; choose one"
+        raise TrainingError(msg)
+
+
 #: Logits that a choice can travel within a search, at least; and the rate that is never exceeded for it.
 _LEAST_TRAVEL = 5.0
 _FASTEST_CHOICE = 0.1
@@ -95,7 +129,12 @@ def train_float(
     checkpoint: Path | None = None,
     console: Console | None = None,
 ) -> list[Epoch]:
-    """Train a float network in place: SGD with Nesterov momentum 0.9, weight decay 5e-4, one cycle."""
+    """Train a float network in place: SGD with Nesterov momentum 0.9, weight decay 5e-4, one cycle.
+
+    Raises:
+        TrainingError: a rate that is not positive, or as `run_phase`.
+    """
+    check_rate("lr", lr)
     fabric = hardware.fabric()
     net.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)

@@ -181,5 +181,5 @@ def model(name: str) -> ZooModel:
         return MODELS[name]
     nearest = difflib.get_close_matches(name, MODELS, n=3)
     hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else "check the spelling."
-    msg = f"`name` is {name!r}, but the zoo has only the models {', '.join(MODELS)}; {hint}"
+    msg = f"`model` is {name!r}, but the zoo has only the models {', '.join(MODELS)}; {hint}"
     raise ValueError(msg)

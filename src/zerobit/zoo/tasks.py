@@ -67,7 +67,7 @@ def load_task(name: str, data: str | Path | None = None, download: bool = False)
         return _npz(data)
     nearest = difflib.get_close_matches(name, TASKS, n=3)
     hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else "use 'npz' for your own data."
-    msg = f"`name` is {name!r}, but the tasks are {', '.join(TASKS)}; {hint}"
+    msg = f"`task` is {name!r}, but the tasks are {', '.join(TASKS)}; {hint}"
     raise ValueError(msg)
 
 
@@ -151,7 +151,7 @@ def _cifar_candidates(data: Path) -> tuple[Path, Path]:
 
 
 def _find_cifar(data: Path | None) -> Path:
-    advice = "download cifar-10-binary.tar.gz and unpack it there, or load the task with download=True"
+    advice = "download cifar-10-binary.tar.gz and unpack it there, or load the task with download=True (--download)"
     if data is None:
         msg = f"`data` is None, but the task 'cifar10' needs the folder {_CIFAR_FOLDER}; {advice}"
         raise ValueError(msg)

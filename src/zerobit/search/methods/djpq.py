@@ -44,7 +44,8 @@ class Djpq(AbstractMethod):
         activation_bits: offered to activations.
         granularity: "tensor" for one range, step and exponent per weight, as published, or "channel".
         restrict: "integer" trains with the step of the nearest width on offer, so that the network that is trained is
-            the one that is cut; "power_of_two" the same with 2, 4 and 8; "none", as published, with the step as it is.
+            the one that is cut; "power_of_two" the same with 2, 4 and 8, except for weights whose widths the
+            user gives by pattern; "none", as published, with the step as it is.
         learns_exponent: whether weights are companded; the exponent becomes part of the stored integers.
         information: loss per unit of the gates' divergence, relative to the start's.
         threshold: a unit goes when mean^2 / variance of its gate falls below this.
@@ -125,7 +126,7 @@ def _powers_of_two(argument: str, widths: tuple[int, ...]) -> tuple[int, ...]:
     if wrong:
         msg = (
             f"`{argument}` holds {wrong[0]} in {widths}; with `restrict` 'power_of_two' allowed are {allowed}; "
-            "leave it out, or restrict to 'integer'"
+            "leave it out, or the restriction"
         )
         raise FormatError(msg)
     return widths
