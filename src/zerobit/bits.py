@@ -70,13 +70,22 @@ def blend(values: Tensor, points: Sequence[int]) -> Tensor:
     grid = torch.tensor(points, dtype=torch.float64, device=values.device)
     if len(points) == 1:
         return torch.ones(len(values), 1, dtype=torch.float64, device=values.device)
-    x = values.double()
-    # between the same two neighbours at a point as just above it, below the last point: a slope everywhere
-    lower = (torch.searchsorted(grid, x.detach().contiguous(), right=True) - 1).clamp(0, len(points) - 2)
+    x, lower = values.double(), upper_neighbour(values, points) - 1
     share = (x - grid[lower]) / (grid[lower + 1] - grid[lower])
     empty = torch.zeros(len(x), len(points), dtype=torch.float64, device=x.device)
     pair = torch.stack([1 - share, share], 1)
     return empty.scatter(1, torch.stack([lower, lower + 1], 1), pair)
+
+
+def upper_neighbour(values: Tensor, points: Sequence[int]) -> Tensor:
+    """Int64 [C], place of the point above each value: the next one at a point, but the last itself.
+
+    Args:
+        values: [C], between the first point and the last.
+        points: two or more numbers, ascending.
+    """
+    grid = torch.tensor(points, dtype=torch.float64, device=values.device)
+    return torch.searchsorted(grid, values.detach().double().contiguous(), right=True).clamp(1, len(points) - 1)
 
 
 @cache

@@ -32,6 +32,28 @@ def closeness(values: Tensor, points: Tensor) -> Tensor:
     return -(points.double() - values.double()[:, None]).square()
 
 
+def with_even_slope(shares: Tensor, bits: Tensor, upper: Tensor, widths: Sequence[int]) -> Tensor:
+    """Float64 [R, W], shares that a cost can be asked for, with the slope of one that rises evenly with the width.
+
+    Costs can be stairs: a byte holds 5 bits as it holds 8, and between two widths that cost the same nothing says
+    that a narrower one costs less. A bit is worth the mean slope from the narrowest width to the one above. Below the
+    narrowest, where 0 is among the widths, it is that from 0.
+
+    Args:
+        shares: [R, W], without gradients.
+        bits: [R], real widths that the gradient goes to.
+        upper: int64 [R], place of the width above, 1 or more.
+        widths: W numbers, ascending; 0 may be the first.
+    """
+    narrowest = int(widths[0] == 0)
+    lower = torch.where(upper > narrowest, narrowest, 0)
+    offered = torch.tensor(widths, device=bits.device)
+    places = nn.functional.one_hot(torch.stack([upper, lower]), len(widths)).double()
+    between = (offered[upper] - offered[lower])[:, None]
+    exact = bits.double()
+    return shares.detach().double() + (exact - exact.detach())[:, None] * (places[0] - places[1]) / between
+
+
 class AbstractWidthChoice(AbstractChoice):
     """One of several widths, for each channel or for all channels of a layer.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zerobit.quant.fake import straight_through
 from zerobit.quant.ranges import least_squares_step
 from zerobit.search.choice import AbstractChoice
-from zerobit.search.widths.base import AbstractWeightQuantizer, nearest
+from zerobit.search.widths.base import AbstractWeightQuantizer, nearest, with_even_slope
 
 #: A digit is at most this times its parameter, which learns at the rate of weights: low digits, whose range is that of
 #: [0, 1] and not that of a weight, have to move faster than weights do.
@@ -254,20 +254,11 @@ class PlaneQuantizer(AbstractWeightQuantizer):
         return self._column(self.needed())
 
     def distribution(self, *, hard: bool) -> Tensor:
-        """One-hot; a cost's gradient per bit is that of the group lasso: bits are the sum of the planes' norms.
-
-        Costs can be stairs (a byte holds 5 bits as it holds 8), so a bit is worth the mean slope down to the narrowest
-        width; there, the slope up to the next.
-        """
+        """One-hot; a cost's gradient per bit is that of the group lasso: bits are the sum of the planes' norms."""
         column = self.column()
         one_hot = nn.functional.one_hot(column, len(self.widths)).double()
         if not hard and len(self.widths) > 1:
-            upper = column.clamp_min(1)
-            narrowest = torch.zeros_like(upper)
-            places = nn.functional.one_hot(torch.stack([upper, narrowest]), len(self.widths)).double()
-            between = (self.offered()[upper] - self.widths[0])[:, None]
-            bits = self._soft_bits(column)
-            one_hot = one_hot + (bits - bits.detach())[:, None] * (places[0] - places[1]) / between
+            one_hot = with_even_slope(one_hot, self._soft_bits(column), column.clamp_min(1), self.widths)
         return one_hot.expand(self.channels, -1)
 
     def _soft_bits(self, column: Tensor) -> Tensor:

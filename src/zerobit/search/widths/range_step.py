@@ -13,13 +13,19 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from zerobit.bits import blend
+from zerobit.bits import blend, upper_neighbour
 from zerobit.formats import Format
 from zerobit.quant.companded import clipped_quantize, compand, companded_quantize
 from zerobit.quant.fake import fake_quantize, straight_through
 from zerobit.quant.ranges import least_squares_step
 from zerobit.quant.slot import AbstractActivationSlot
-from zerobit.search.widths.base import AbstractWeightQuantizer, AbstractWidthChoice, closeness, nearest
+from zerobit.search.widths.base import (
+    AbstractWeightQuantizer,
+    AbstractWidthChoice,
+    closeness,
+    nearest,
+    with_even_slope,
+)
 
 Restriction = Literal["none", "integer", "power_of_two"]
 RESTRICTIONS: tuple[Restriction, ...] = ("none", "integer", "power_of_two")
@@ -126,10 +132,15 @@ class StepWidth(AbstractWidthChoice):
         return torch.tensor(self.widths, device=self.log_step.device)[self._preference().argmax(1)]
 
     def probability(self, *, noise: bool = False) -> Tensor:
-        """[channels, W], shares of the two neighbours of the real width."""
+        """[channels, W], shares of the two neighbours of the real width, with an even slope: only costs see them."""
         del noise
-        inside = self.bits().clamp(self.widths[0], self.widths[-1])
-        return blend(inside, self.widths).expand(self.channels, -1)
+        bits = self.bits()
+        inside = bits.detach().clamp(self.widths[0], self.widths[-1])
+        shares = blend(inside, self.widths)
+        if len(self.widths) > 1:
+            # of the width as it is: rounding leaves some of the widest ones a hair outside
+            shares = with_even_slope(shares, bits, upper_neighbour(inside, self.widths), self.widths)
+        return shares.expand(self.channels, -1)
 
     def hard(self) -> Tensor:
         """[channels, W], one-hot at the nearest width."""
