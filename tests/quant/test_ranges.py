@@ -33,6 +33,14 @@ def test_a_row_of_zeros_gets_a_positive_step() -> None:
         assert step.isfinite().all()
 
 
+def test_a_row_of_zeros_can_be_trained() -> None:
+    """A branch that starts at zero, as residual branches may, has a step that its first weights are rounded by."""
+    x = torch.randn(5, 200, generator=torch.Generator().manual_seed(0)) * torch.tensor([[1.0], [0], [4], [0], [2]])
+    step = least_squares_step(x, -7, 7)
+    assert step[[1, 3]].tolist() == [float(step[4])] * 2
+    assert least_squares_step(torch.zeros(2, 3), 0, 255).tolist() == pytest.approx([1 / 255] * 2)
+
+
 @pytest.mark.parametrize("values", [40, 50_000, 200_000])
 def test_rows_do_not_see_each_other(values: int) -> None:
     """Many values are looked at in parts: a part may be some rows, or one."""

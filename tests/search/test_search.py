@@ -179,26 +179,6 @@ def test_search_starts_near_the_trained_network(method: str) -> None:
     assert along == pytest.approx(1, abs=0.1)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 5.0, 0.2])
-def test_soft_gates_are_one_at_the_start_and_never_scaled_in_evaluation(temperature: float) -> None:
-    gate = LogitGate(5, "softmax", UnitRule(), temperature)
-    gate.temperature = temperature
-    torch.testing.assert_close(gate().factor, torch.ones(5))
-    assert torch.equal(gate.eval()().factor, torch.ones(5))
-    coupled = CoupledChoice(5, (2, 4, 8), "softmax", temperature, removable=True, rule=UnitRule())
-    coupled.temperature = temperature
-    torch.testing.assert_close(coupled().factor, torch.ones(5))
-    assert torch.equal(coupled.eval()().shares, torch.tensor([[0.0, 0.0, 1.0]] * 5))
-
-
-def test_published_start() -> None:
-    """Motetti et al., IEEE TC 2024: logits b / max(b) give (.150, .193, .248, .409) for {0, 2, 4, 8}."""
-    theta = CoupledChoice(1, (2, 4, 8), "softmax", removable=True, rule=UnitRule()).probability()
-    torch.testing.assert_close(theta, torch.tensor([[0.150, 0.193, 0.248, 0.409]]), rtol=0, atol=5e-4)
-    theta = CoupledChoice(1, (2, 4, 8), "softmax", removable=False, rule=UnitRule()).probability()
-    torch.testing.assert_close(theta, torch.tensor([[0, 0.227, 0.292, 0.481]]), rtol=0, atol=5e-4)
-
-
 @pytest.mark.parametrize(
     ("p", "minimum", "kept"),
     [
@@ -417,6 +397,19 @@ def test_calibration_fits_ranges_to_what_it_sees() -> None:
     assert net.training
     for site in net.sites:
         assert float(net.activation_slot(site.name).log_step.exp().detach()) > 10 * small[site.name]
+
+
+def test_a_calibration_that_fails_leaves_the_network_as_it_was() -> None:
+    net = attached("digits")
+    (x,) = case("digits").inputs(4)
+    before = _outputs(net, (x,))
+    broken = x.clone()
+    broken[0, 0, 0, 0] = torch.inf
+    for batch, named in ((broken, r"`.*` has values that are not finite"), (x[:, :, :2], None)):
+        with pytest.raises(CaptureError, match=named):
+            calibrate(net.train(), [((x,), {}), ((batch,), {})])
+        assert net.training
+        assert all(torch.equal(a, b) for a, b in zip(_outputs(net, (x,)), before, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

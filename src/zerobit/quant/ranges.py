@@ -20,10 +20,14 @@ def least_squares_step(x_CK: Tensor, low: int, high: int) -> Tensor:
         high: highest level.
 
     Returns:
-        [C], positive; a row of zeros gets the smallest step there is.
+        [C], positive; a row of zeros, which may be trained to be other, gets the median of the others', and where there
+        are none a range of 1.
     """
     rows = max(1, _AT_ONCE // max(1, x_CK.shape[1]))
-    return torch.cat([_least_squares_step(part_CK, low, high) for part_CK in x_CK.split(rows)])
+    steps = torch.cat([_least_squares_step(part_CK, low, high) for part_CK in x_CK.split(rows)])
+    is_zero = (x_CK == 0).all(1)
+    usual = steps[~is_zero].median() if not is_zero.all() else 1 / high
+    return torch.where(is_zero, usual, steps)
 
 
 def _least_squares_step(x_CK: Tensor, low: int, high: int) -> Tensor:

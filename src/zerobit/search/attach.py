@@ -245,6 +245,9 @@ def calibrate(net: SearchNet, batches: Iterable[tuple[tuple[Any, ...], Mapping[s
 
     Returns:
         The net.
+
+    Raises:
+        CaptureError: values that are not finite.
     """
     slots = {site.name: net.activation_slot(site.name) for site in net.sites}
     seen: dict[str, list[Tensor]] = {name: [] for name in slots}
@@ -252,15 +255,21 @@ def calibrate(net: SearchNet, batches: Iterable[tuple[tuple[Any, ...], Mapping[s
     _set_bypass(net, True)
     training = net.training
     net.eval()
-    for args, kwargs in batches:
-        net(*args, **kwargs)
-    net.train(training)
-    _set_bypass(net, False)
-    for hook in hooks:
-        hook.remove()
-    for name, slot in slots.items():
-        if seen[name]:
-            slot.fit(torch.cat(seen[name]))
+    try:
+        for args, kwargs in batches:
+            net(*args, **kwargs)
+    finally:
+        net.train(training)
+        _set_bypass(net, False)
+        for hook in hooks:
+            hook.remove()
+    found = {name: torch.cat(values) for name, values in seen.items() if values}
+    for name, values in found.items():
+        if not values.isfinite().all():
+            msg = f"`{name}` has values that are not finite for these inputs; allowed are finite ones; look at the data"
+            raise CaptureError(msg)
+    for name, values in found.items():
+        slots[name].fit(values)
     return net
 
 

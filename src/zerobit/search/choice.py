@@ -24,11 +24,14 @@ class Sample:
         factor: [units], on all that makes a unit.
         shares: [units, W], of each precision in the coupled form; they sum to the factor.
         noise: [units], standard deviation of a factor around 1, drawn anew for each sample of a batch; or None.
+        mask: [units], on activations, of which a factor could not become part of the cut network: 0 for a unit that
+            goes, 1 for one that stays; if None, whether the factor is 0.
     """
 
     factor: Tensor
     shares: Tensor | None = None
     noise: Tensor | None = None
+    mask: Tensor | None = None
 
 
 class AbstractChoice(nn.Module, ABC):
@@ -110,7 +113,7 @@ class AbstractGroupChoice(AbstractChoice):
 
     def preference(self) -> Tensor:
         """[units, W], how much each width is preferred in the coupled form, as logarithms."""
-        return log_preference(self.probability()[:, 1:])
+        return self.log_odds().new_zeros(len(self.log_odds()), 0)
 
     def factor(self) -> Tensor:
         """[units], factor of each unit if it stays."""
@@ -136,11 +139,6 @@ class AbstractGroupChoice(AbstractChoice):
 def ranks(importance: Tensor) -> Tensor:
     """Int64 [units], place of each unit in the order of importance, 0 for the least."""
     return torch.argsort(torch.argsort(importance, stable=True), stable=True)
-
-
-def log_preference(probability: Tensor) -> Tensor:
-    """Logarithms of probabilities, bounded below."""
-    return probability.detach().double().clamp_min(1e-30).log()
 
 
 def gumbel_noise(like: Tensor) -> Tensor:

@@ -100,8 +100,7 @@ class GateSlot(nn.Module):
     Args:
         along: choices of the groups along a dimension.
         dim: that dimension.
-        masks: whether only removal counts, not a factor of what stays: that of an activation could not become part of
-            the cut network.
+        masks: whether samples' masks are meant, not their factors.
     """
 
     index: Tensor
@@ -116,8 +115,7 @@ class GateSlot(nn.Module):
         """The value times the gate."""
         if self.bypassed:
             return value
-        factor = [(s.factor != 0).to(s.factor) if self.masks else s.factor for s in samples]
-        return self.scaled(value, factor)
+        return self.scaled(value, [_mask(s) if self.masks else s.factor for s in samples])
 
     def scaled(self, value: Tensor, factors: Sequence[Tensor]) -> Tensor:
         """The value times factors of the groups' units, [units] each."""
@@ -150,6 +148,10 @@ class NoiseSlot(nn.Module):
         drawn = torch.randn(len(value), len(deviation), device=value.device)
         noisy = (1 + drawn * deviation).to(value)
         return value * noisy.reshape([n if d in (0, self.dim) else 1 for d, n in enumerate(value.shape)])
+
+
+def _mask(sample: Sample) -> Tensor:
+    return (sample.factor != 0).to(sample.factor) if sample.mask is None else sample.mask
 
 
 def _along(vector: Tensor, dim: int, dims: int) -> Tensor:

@@ -22,13 +22,15 @@ class LogitGate(AbstractGroupChoice):
         sampling: see `AbstractChoice`.
         rule: how many units may stay.
         temperature: at the start. Soft gates are divided by their probability then, so that the search starts at the
-            trained network's function.
+            trained network's function. As published, this is for good, and becomes part of the weights: those are
+            trained with it, and open gates are no longer at that probability when they are cut.
     """
 
     def __init__(self, units: int, sampling: Sampling, rule: UnitRule, temperature: float = 1.0) -> None:
         super().__init__(sampling)
         self.gate = nn.Parameter(torch.full((units,), _START_LOGIT))
         self.rule = rule
+        self.scales = sampling != "hard"
         self.scale = 1.0 if sampling == "hard" else 1 + math.exp(-_START_LOGIT / temperature)
 
     @torch.no_grad()
@@ -67,11 +69,16 @@ class LogitGate(AbstractGroupChoice):
 
     def log_odds(self) -> Tensor:
         """[units], of the probability at this temperature."""
-        return torch.logit(self.probability().detach().double().clamp(1e-9, 1 - 1e-9))
+        return self.gate.detach().double() / self.temperature
+
+    def factor(self) -> Tensor:
+        """[units], what soft gates were divided by."""
+        return torch.full_like(self.gate.detach(), self.scale)
 
     def forward(self) -> Sample:
         """Gates as factors."""
-        return Sample(self.sample() * (self.scale if self.training else 1.0))
+        gate = self.sample()
+        return Sample(self.scale * gate, mask=gate)
 
     def extra_repr(self) -> str:
         """Number of units."""

@@ -102,7 +102,10 @@ class Bsq(AbstractMethod):
                 quantizer.planes.project()
 
     def commit(self, net: Searched, excess: Callable[[NetBits], float]) -> None:
-        """Close the gates of units whose planes became zero since the last period began."""
+        """Close the gates of units whose planes became zero since the last period began.
+
+        What their biases added goes with them; the cut network is trained on.
+        """
         del excess
         _close_empty(net)
         _count_open(net)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zerobit.quant.fake import quantize
 from zerobit.quant.slot import AbstractWeightGrid
-from zerobit.search.choice import AbstractChoice, Sampling, log_preference
+from zerobit.search.choice import AbstractChoice, Sampling
 
 
 def nearest(widths: Sequence[int], bits: int) -> int:
@@ -68,9 +68,9 @@ class AbstractWidthChoice(AbstractChoice):
         super().__init__(sampling)
         self.channels, self.widths, self.per_layer = channels, tuple(widths), per_layer
 
+    @abstractmethod
     def preference(self) -> Tensor:
-        """[channels, W], how much each width is preferred, as logarithms."""
-        return log_preference(self.probability())
+        """Float64 [channels, W], how much each width is preferred, as logarithms."""
 
     @abstractmethod
     def start_at(self, bits: int) -> None:

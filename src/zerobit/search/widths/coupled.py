@@ -39,7 +39,8 @@ class CoupledChoice(AbstractGroupChoice):
         options = torch.tensor([0, *widths] if removable else widths, dtype=torch.float32)
         self.width = nn.Parameter((options / options.max()).repeat(units, 1))
         start = torch.softmax(self.width.detach()[0] / temperature, 0)
-        # the paper divides the weights by the share that is not zero; we scale the mixture and leave the weights alone
+        # the paper divides the weights by the share that is not zero; here the mixture is, and in the end the weights
+        self.scales = sampling != "hard" and removable
         self.scale = 1.0 if sampling == "hard" or not removable else float(1 / (1 - start[0]))
 
     def probability(self, *, noise: bool = False) -> Tensor:
@@ -50,17 +51,31 @@ class CoupledChoice(AbstractGroupChoice):
 
     def hard(self) -> Tensor:
         """[units, 1 + W], one-hot; as many units stay as the rule allows."""
-        theta = self.probability().detach()
-        kept = self.rule.apply(theta.argmax(1) > 0, 1 - theta[:, 0])
-        best = torch.where(kept, theta[:, 1:].argmax(1) + 1, 0)
-        return nn.functional.one_hot(best, theta.shape[1])
+        logits = self._logits()
+        kept = self.rule.apply(logits.argmax(1) > 0, self.log_odds())
+        best = torch.where(kept, logits[:, 1:].argmax(1) + 1, 0)
+        return nn.functional.one_hot(best, logits.shape[1])
 
     def log_odds(self) -> Tensor:
         """[units], of not being removed."""
-        stay = 1 - self.probability().detach().double()[:, 0]
-        return torch.logit(stay.clamp(1e-9, 1 - 1e-9)) if self.removable else torch.full_like(stay, torch.inf)
+        logits = self._logits()
+        return logits[:, 1:].logsumexp(1) - logits[:, 0]
+
+    def preference(self) -> Tensor:
+        """[units, W], logarithms of the probabilities."""
+        return self._logits().log_softmax(1)[:, 1:]
+
+    def factor(self) -> Tensor:
+        """[units], what the mixture was divided by."""
+        return torch.full_like(self.width.detach()[:, 0], self.scale)
 
     def forward(self) -> Sample:
         """Shares of the precisions; those of removed units are zero."""
-        shares = self.sample()[:, 1:] * (self.scale if self.training else 1.0)
-        return Sample(shares.sum(1), shares)
+        shares = self.sample()[:, 1:]
+        mask = shares.sum(1)
+        return Sample(self.scale * mask, self.scale * shares, mask=mask)
+
+    def _logits(self) -> Tensor:
+        """Float64 [units, 1 + W]: probabilities of float32 tell nothing apart near 0 and 1, where cold ones are."""
+        logits = self.width.detach().double() / self.temperature
+        return logits if self.removable else torch.cat([torch.full_like(logits[:, :1], -torch.inf), logits], 1)

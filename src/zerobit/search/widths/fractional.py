@@ -212,7 +212,7 @@ class FractionalQuantizer(AbstractGridQuantizer):
         if factor is not None:  # only now: shares of a closed gate would not say which neighbours they are of
             pair = pair * factor.to(w_CK)[:, None]
         step = self.grid.steps(w_CK).gather(1, columns)
-        low, high = (level[columns].T[:, :, None] for level in (self.grid.low, self.grid.high))
+        low, high = (level[columns].T[:, :, None].to(w_CK) for level in (self.grid.low, self.grid.high))
         return mix_precisions(w_CK, pair, step, low, high)
 
     def _own_shares(self, w_CK: Tensor) -> Tensor:

@@ -235,7 +235,7 @@ class PlaneQuantizer(AbstractWeightQuantizer):
         assert shares is None
         sums = self.planes.sums()
         weight = self.step() * straight_through(self.planes.clipped(sums), sums)
-        return _Instead.apply(weight if factor is None else factor[:, None] * weight, w_CK)
+        return _Instead.apply(weight if factor is None else factor[:, None].to(weight) * weight, w_CK)
 
     def offered(self) -> Tensor:
         """Int64 [W]."""

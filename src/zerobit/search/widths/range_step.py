@@ -207,7 +207,7 @@ class RangeQuantizer(AbstractWeightQuantizer):
             return self.quantized(w_CK, self.choice.hard_bits().expand(self.channels), factor)
         within = self.choice.within
         found = companded_quantize(w_CK, self.choice.step(), within.log_limit().exp(), within.power())
-        return found if factor is None else found * factor[:, None]
+        return found if factor is None else found * factor[:, None].to(found)
 
     def distribution(self, *, hard: bool) -> Tensor:
         """Of range and step."""

@@ -37,6 +37,10 @@ class SoftmaxWidth(AbstractWidthChoice):
         logits = self.width + gumbel_noise(self.width) if noise else self.width
         return torch.softmax(logits / self.temperature, 1).expand(self.channels, -1)
 
+    def preference(self) -> Tensor:
+        """[channels, W], logarithms of the probabilities; those of float32 tell nothing apart near 0."""
+        return (self.width.detach().double() / self.temperature).log_softmax(1).expand(self.channels, -1)
+
     def hard(self) -> Tensor:
         """[channels, W], one-hot at the largest logit."""
         best = self.width.detach().argmax(1)
