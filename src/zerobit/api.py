@@ -203,9 +203,8 @@ def compress(
         BudgetError: no budget, or one that can't be read or met; names the smallest reachable value. A method that
             chooses nothing needs none, and can't keep a drop.
         CaptureError: the model can't be captured.
-        FormatError: a pattern that matches nothing, a number that can't be, or no method.
-        TrainingError: epochs or rates that can't be, a loss that is not finite, an empty loader, batches of another
-            form.
+        FormatError: a pattern that matches nothing, a number or rate that can't be, or no method.
+        TrainingError: epochs that can't be, a loss that is not finite, an empty loader, batches of another form.
     """
     if method is not None:
         check_method(method)

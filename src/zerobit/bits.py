@@ -78,10 +78,10 @@ def blend(values: Tensor, points: Sequence[int]) -> Tensor:
 
 
 def upper_neighbour(values: Tensor, points: Sequence[int]) -> Tensor:
-    """Int64 [C], place of the point above each value: the next one at a point, but the last itself.
+    """Int64 [C], place of the point above each value: the next one at a point; the last, or the second, at the ends.
 
     Args:
-        values: [C], between the first point and the last.
+        values: [C].
         points: two or more numbers, ascending.
     """
     grid = torch.tensor(points, dtype=torch.float64, device=values.device)

@@ -24,7 +24,7 @@ from zerobit.report import Stage, layer_rows, layer_table, stage_table, write_te
 from zerobit.runs import Run, load_float, save_float
 from zerobit.search.attach import attach
 from zerobit.search.control import Control
-from zerobit.search.method import AbstractMethod
+from zerobit.search.method import AbstractMethod, check_count
 from zerobit.search.methods.softmax import ChannelSoftmax
 from zerobit.train.loop import Hardware
 from zerobit.train.objective import Objective, evaluate
@@ -95,9 +95,9 @@ def train_task(
     """Train a float network and write it to the run folder.
 
     Raises:
-        TrainingError: no epochs, or as `train_float`.
+        ZerobitError: no epochs, or as `train_float`.
     """
-    _check_epochs("epochs", epochs)
+    check_count("epochs", epochs)
     loaded, definition = settings.load() if task is None else (task, zoo_model(settings.model or task.default_model))
     torch.manual_seed(settings.seed)
     net = definition.build(loaded.num_classes)
@@ -137,7 +137,7 @@ def compress_task(
     price = make_price(limits, charge, max_drop, targets, chooses=chooses)
     Recipe.of(epochs, lr=lr)
     Objective(distillation=distillation)
-    _check_epochs("float_epochs", float_epochs)
+    check_count("float_epochs", float_epochs)
     task, definition = settings.load()
     net, control = definition.build(task.num_classes), control or Control()
     float_path = float_path or settings.out / _FLOAT
@@ -172,12 +172,6 @@ def compress_task(
     )
     _write(result, settings, task, definition, console)
     return result
-
-
-def _check_epochs(argument: str, value: int) -> None:
-    if value < 1:
-        msg = f"`{argument}` is {value}; allowed are whole numbers from 1; choose more"
-        raise TrainingError(msg)
 
 
 def _check_images(definition: ZooModel, task: ZooTask) -> None:

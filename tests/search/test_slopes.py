@@ -1,5 +1,7 @@
 """What a price tells widths: costs can be stairs, and a narrower width is worth something on every tread."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -91,8 +93,9 @@ def _fractional_unit(width: float) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("width", [2.0, 2.25, 3.0, 5.5, 8.0])
 @pytest.mark.parametrize("choice", [_fractional, _fractional_unit])
-def test_a_cost_sees_the_blend_and_where_it_is_linear_its_own_slope(choice: object, width: float) -> None:
-    assert callable(choice)
+def test_a_cost_sees_the_blend_and_where_it_is_linear_its_own_slope(
+    choice: Callable[[float], tuple[Tensor, Tensor]], width: float
+) -> None:
     view, parameter = choice(width)
     bits = view @ torch.tensor(WIDTHS, dtype=torch.float64)
     assert bits.tolist() == [width]

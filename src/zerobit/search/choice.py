@@ -113,7 +113,7 @@ class AbstractGroupChoice(AbstractChoice):
 
     def preference(self) -> Tensor:
         """[units, W], how much each width is preferred in the coupled form, as logarithms."""
-        return self.log_odds().new_zeros(len(self.log_odds()), 0)
+        return self.log_odds()[:, None][:, :0]
 
     def factor(self) -> Tensor:
         """[units], factor of each unit if it stays."""

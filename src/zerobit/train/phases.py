@@ -16,6 +16,7 @@ from zerobit.cost.usage import usage
 from zerobit.cut.apply import QuantNet
 from zerobit.cut.decide import commit
 from zerobit.errors import TrainingError
+from zerobit.search.method import check_positive
 from zerobit.search.net import SearchNet
 from zerobit.train.loop import Epoch, Hardware, Phase, cosine, one_cycle, run_phase
 from zerobit.train.objective import Objective, evaluate
@@ -39,7 +40,8 @@ class Recipe:
         weight_decay: on weights.
 
     Raises:
-        TrainingError: epochs that are no whole numbers or none, or rates that are not positive.
+        TrainingError: epochs that are no whole numbers or none.
+        FormatError: a rate that is not positive.
     """
 
     search_epochs: int = 8
@@ -54,8 +56,8 @@ class Recipe:
         if not all(isinstance(n, int) and n >= 0 for n in pair) or not any(pair):
             msg = f"`epochs` is {pair}; allowed are whole numbers, none negative, at least 1 in all; choose others"
             raise TrainingError(msg)
-        check_rate("lr", self.lr)
-        check_rate("choice_lr", self.choice_lr)
+        check_positive("lr", self.lr)
+        check_positive("choice_lr", self.choice_lr)
 
     @staticmethod
     def of(epochs: int | Sequence[int], *, lr: float = 1e-3, choice_lr: float = 1e-2) -> "Recipe":
@@ -98,13 +100,6 @@ class Recipe:
         return max(self.choice_lr, min(_LEAST_TRAVEL / travelled, _FASTEST_CHOICE))
 
 
-def check_rate(argument: str, value: float) -> None:
-    """Raise a TrainingError unless a learning rate is a positive number, and finite."""
-    if not (math.isfinite(value) and value > 0):
-        msg = f"`{argument}` is {value}; allowed are positive numbers; choose one"
-        raise TrainingError(msg)
-
-
 #: Logits that a choice can travel within a search, at least; and the rate that is never exceeded for it.
 _LEAST_TRAVEL = 5.0
 _FASTEST_CHOICE = 0.1
@@ -132,9 +127,10 @@ def train_float(
     """Train a float network in place: SGD with Nesterov momentum 0.9, weight decay 5e-4, one cycle.
 
     Raises:
-        TrainingError: a rate that is not positive, or as `run_phase`.
+        FormatError: a rate that is not positive.
+        TrainingError: as `run_phase`.
     """
-    check_rate("lr", lr)
+    check_positive("lr", lr)
     fabric = hardware.fabric()
     net.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)

@@ -30,8 +30,8 @@ class LogitGate(AbstractGroupChoice):
         super().__init__(sampling)
         self.gate = nn.Parameter(torch.full((units,), _START_LOGIT))
         self.rule = rule
-        self.scales = sampling != "hard"
         self.scale = 1.0 if sampling == "hard" else 1 + math.exp(-_START_LOGIT / temperature)
+        self.scales = self.scale != 1
 
     @torch.no_grad()
     def order(self, importance: Tensor) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from zerobit.bits import upper_neighbour
 from zerobit.quant.fake import quantize
 from zerobit.quant.slot import AbstractWeightGrid
 from zerobit.search.choice import AbstractChoice, Sampling
@@ -52,6 +53,19 @@ def with_even_slope(shares: Tensor, bits: Tensor, upper: Tensor, widths: Sequenc
     between = (offered[upper] - offered[lower])[:, None]
     exact = bits.double()
     return shares.detach().double() + (exact - exact.detach())[:, None] * (places[0] - places[1]) / between
+
+
+def charged_shares(shares: Tensor, bits: Tensor, widths: Sequence[int]) -> Tensor:
+    """Float64 [R, W], shares of the neighbours of real widths as a cost is to see them: with an even slope.
+
+    Args:
+        shares: [R, W].
+        bits: [R], real widths that the gradient goes to.
+        widths: W numbers, ascending; 0 may be the first.
+    """
+    if len(widths) == 1:
+        return shares.double()
+    return with_even_slope(shares, bits, upper_neighbour(bits, widths), widths)
 
 
 class AbstractWidthChoice(AbstractChoice):

@@ -40,8 +40,8 @@ class CoupledChoice(AbstractGroupChoice):
         self.width = nn.Parameter((options / options.max()).repeat(units, 1))
         start = torch.softmax(self.width.detach()[0] / temperature, 0)
         # the paper divides the weights by the share that is not zero; here the mixture is, and in the end the weights
-        self.scales = sampling != "hard" and removable
         self.scale = 1.0 if sampling == "hard" or not removable else float(1 / (1 - start[0]))
+        self.scales = self.scale != 1
 
     def probability(self, *, noise: bool = False) -> Tensor:
         """[units, 1 + W]; column 0 is the share of removal."""

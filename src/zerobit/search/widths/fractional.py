@@ -12,16 +12,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from zerobit.bits import blend, upper_neighbour
+from zerobit.bits import blend
 from zerobit.quant.fake import mix_precisions, straight_through
 from zerobit.quant.slot import AbstractSteppedSlot, LearnedGrid
 from zerobit.search.choice import AbstractGroupChoice, Sample, UnitRule
 from zerobit.search.widths.base import (
     AbstractGridQuantizer,
     AbstractWidthChoice,
+    charged_shares,
     closeness,
     nearest,
-    with_even_slope,
 )
 
 
@@ -39,20 +39,6 @@ def neighbour_shares(width: Tensor, points: Sequence[int]) -> Tensor:
         return straight_through(torch.ones_like(width), 0 * width)[:, None]
     inside = straight_through(width.detach().clamp(points[0], points[-1]), width)
     return blend(inside, points).to(width)
-
-
-def charged_shares(width: Tensor, points: Sequence[int]) -> Tensor:
-    """Float64 [N, G], `neighbour_shares` as a cost is to see them.
-
-    Args:
-        width: [N].
-        points: G, ascending.
-    """
-    shares = neighbour_shares(width, points)
-    if len(points) == 1:
-        return shares.double()
-    inside = width.detach().clamp(points[0], points[-1])
-    return with_even_slope(shares, width, upper_neighbour(inside, points), points)
 
 
 def neighbours(shares: Tensor) -> Tensor:
@@ -103,7 +89,8 @@ class FractionalWidth(AbstractWidthChoice):
 
     def price_view(self) -> Tensor:
         """[channels, W], the same with an even slope."""
-        return charged_shares(self.width, self.widths).expand(self.channels, -1)
+        shares = neighbour_shares(self.width, self.widths)
+        return charged_shares(shares, self.width, self.widths).expand(self.channels, -1)
 
     def preference(self) -> Tensor:
         """[channels, W], by distance; the nearest is the hard choice."""
@@ -153,7 +140,8 @@ class FractionalChoice(AbstractGroupChoice):
 
     def price_view(self) -> Tensor:
         """[units, 1 + W], the same with an even slope."""
-        return self._with_removal(charged_shares(self.width, self.points), 0.0)
+        shares = neighbour_shares(self.width, self.points)
+        return self._with_removal(charged_shares(shares, self.width, self.points), 0.0)
 
     def _closeness(self) -> Tensor:
         """[units, 1 + W]; removal is infinitely far from a unit that must stay."""

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from zerobit.bits import blend, upper_neighbour
+from zerobit.bits import blend
 from zerobit.formats import Format
 from zerobit.quant.companded import clipped_quantize, compand, companded_quantize
 from zerobit.quant.fake import fake_quantize, straight_through
@@ -22,9 +22,9 @@ from zerobit.quant.slot import AbstractActivationSlot
 from zerobit.search.widths.base import (
     AbstractWeightQuantizer,
     AbstractWidthChoice,
+    charged_shares,
     closeness,
     nearest,
-    with_even_slope,
 )
 
 Restriction = Literal["none", "integer", "power_of_two"]
@@ -135,12 +135,9 @@ class StepWidth(AbstractWidthChoice):
         """[channels, W], shares of the two neighbours of the real width, with an even slope: only costs see them."""
         del noise
         bits = self.bits()
-        inside = bits.detach().clamp(self.widths[0], self.widths[-1])
-        shares = blend(inside, self.widths)
-        if len(self.widths) > 1:
-            # of the width as it is: rounding leaves some of the widest ones a hair outside
-            shares = with_even_slope(shares, bits, upper_neighbour(inside, self.widths), self.widths)
-        return shares.expand(self.channels, -1)
+        shares = blend(bits.detach().clamp(self.widths[0], self.widths[-1]), self.widths)
+        # the slope is of the width as it is: rounding leaves some of the widest ones a hair outside
+        return charged_shares(shares, bits, self.widths).expand(self.channels, -1)
 
     def hard(self) -> Tensor:
         """[channels, W], one-hot at the nearest width."""
