@@ -10,6 +10,7 @@ import torch
 from cases import randomised
 from searches import METHODS, choice_parameters, scramble
 from zerobit import export
+from zerobit.bits import NetBits
 from zerobit.cost.price import Budget
 from zerobit.cost.registry import named_cost
 from zerobit.cost.usage import usage
@@ -65,6 +66,13 @@ def _searched(name: str, method: str) -> SearchNet:
     return scramble(attach(model, torch.randn(4, *definition.input_shape), METHODS[method]), 1)
 
 
+@lru_cache(maxsize=1)
+def _ends(name: str, method: str) -> tuple[NetBits, NetBits]:
+    """The smallest that a network can become, and what it is without a budget."""
+    net = _searched(name, method)
+    return smallest(read_offer(net)[0]).net_bits(), decide(net).net_bits()
+
+
 @pytest.mark.parametrize(("name", "method", "cost_name"), TRIPLES)
 def test_every_cost_has_gradients_and_every_budget_is_kept(name: str, method: str, cost_name: str) -> None:
     net, cost = _searched(name, method), named_cost(cost_name)
@@ -72,8 +80,7 @@ def test_every_cost_has_gradients_and_every_budget_is_kept(name: str, method: st
     if value.requires_grad:  # a network without choices has none
         gradients = torch.autograd.grad(value, choice_parameters(net), allow_unused=True)
         assert all(g is None or bool(g.isfinite().all()) for g in gradients)
-    least = float(cost(usage(net.graph, smallest(read_offer(net)[0]).net_bits())))
-    most = float(cost(usage(net.graph, decide(net).net_bits())))
+    least, most = (float(cost(usage(net.graph, bits))) for bits in _ends(name, method))
     limit = max(least, 0.5 * (least + most)) if net.method.chooses else most
     plan = decide(net, Budget(cost, limit * (1 + 1e-9)))
     assert float(cost(usage(net.graph, plan.net_bits()))) <= limit * (1 + 1e-9)

@@ -110,7 +110,7 @@ def realise(program: Program, graph: Graph, plan: Plan) -> QuantNet:
     cut(program, graph, plan.kept)
     small = QuantNet(program, plan)
     for name in plan.weights:
-        slot = _weight_slot(small.tensors()[name], small.graph.rows[name], plan.weights[name])
+        slot = _weight_slot(small.tensor(name), small.graph.rows[name], plan.weights[name])
         insert_slot(small, name, slot_name("weights", name), slot)
     for name, activation in plan.activations.items():
         slot = ActivationSlot((activation.bits,), activation.signed)

@@ -55,7 +55,7 @@ def finer(trained: int, bits: int, *, full_range: bool) -> int:
 def final_steps(net: SearchNet, weight: str, bits: Sequence[int]) -> Tensor:
     """Float64 [C], quantisation steps at final widths; of no meaning where a width is 0."""
     slot, trained = net.weight_slot(weight), trained_bits(net, weight)
-    flat = to_rows(net.tensors()[weight], slot.layout)
+    flat = to_rows(net.tensor(weight), slot.layout)
     narrower = torch.minimum(torch.tensor(bits), trained).clamp_min(slot.quantizer.widths[0])
     step = slot.quantizer.step_at(flat, narrower.to(flat.device)).double().cpu()
     full_range = slot.quantizer.full_range

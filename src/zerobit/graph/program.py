@@ -171,6 +171,12 @@ class Program(nn.Module):
         )
         return {name: tensor for name, tensor in named if slots.isdisjoint(_prefixes(name))}
 
+    def tensor(self, name: str) -> Tensor:
+        """One of `tensors`, without a walk through all."""
+        found = fetch(self, name)
+        assert isinstance(found, Tensor)
+        return found
+
     def example_inputs(self) -> list[Any]:
         """Zeros like the example, floating ones in the parameters' type, so that `.double()` works."""
         floating = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)

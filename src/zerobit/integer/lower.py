@@ -211,9 +211,8 @@ class _Lowering:
 
     def _weights(self, op: Op, source: IntegerTensor) -> Weights:
         assert op.weight is not None
-        tensors = self._net.tensors()
         slot = self._net.weight_slot(op.weight)
-        values = slot.integers(tensors[op.weight]).cpu()
+        values = slot.integers(self._net.tensor(op.weight)).cpu()
         if op.kind is Kind.LINEAR:
             values = to_rows(values, op.rows)
         elif op.kind is Kind.CONV_TRANSPOSE:
@@ -223,7 +222,7 @@ class _Lowering:
         step = slot.log_step.exp().reshape(-1).float().cpu().numpy()
         bias = np.zeros(len(step))
         if op.bias is not None:
-            bias = tensors[op.bias].detach().double().cpu().numpy()
+            bias = self._net.tensor(op.bias).detach().double().cpu().numpy()
         weights = weights_with_bias(values.numpy(), np.asarray(slot.bits), step, bias, source)
         if op.bias is not None:
             unit = np.float64(source.step) * weights.scale.astype(np.float64)

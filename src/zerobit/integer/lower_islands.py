@@ -66,7 +66,7 @@ def island_of(net: QuantNet, unit: Unit, reads: Reads, held: Mapping[str, str], 
 
 
 def _stored(net: QuantNet, name: str) -> StoredWeight:
-    tensor, slot = net.tensors()[name], net.weight_slot(name)
+    tensor, slot = net.tensor(name), net.weight_slot(name)
     rows: Rows = net.graph.rows[name]
     values = to_rows(slot.integers(tensor).cpu(), rows).numpy()
     step = slot.log_step.exp().reshape(-1).float().cpu().numpy()

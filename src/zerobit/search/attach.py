@@ -217,7 +217,7 @@ def _results(net: SearchNet, op: Op) -> list[str]:
 
 
 def _attach_weight(net: SearchNet, weight: str, *, coupled: bool) -> None:
-    value, layout = net.tensors()[weight].detach(), net.graph.rows[weight]
+    value, layout = net.tensor(weight).detach(), net.graph.rows[weight]
     along = _choices_of_weight(net, weight, net.choosing_groups)
     widths = net.method.widths if coupled else net.options.widths(weight)
     quantizer = net.method.weight_quantizer(to_rows(value, layout), widths, coupled=coupled)

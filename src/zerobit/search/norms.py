@@ -12,10 +12,9 @@ from zerobit.search.net import SearchNet
 def unit_norms(net: SearchNet, group: ChannelGroup) -> Tensor:
     """[units], root of the summed squared weights that make each unit."""
     total = torch.zeros(group.units, dtype=torch.float64)
-    tensors = net.tensors()
     for name, layout in net.graph.rows.items():
         unit = torch.as_tensor(net.graph.row_units(name).get(group.name, ()), dtype=torch.int64)
         if len(unit):
-            squares = to_rows(tensors[name].double().cpu(), layout).square().sum(1)
+            squares = to_rows(net.tensor(name).double().cpu(), layout).square().sum(1)
             total.index_add_(0, unit[unit >= 0], squares[unit >= 0])
     return total.sqrt()
