@@ -25,6 +25,7 @@ from zerobit.export.runtimes.onnx_runtime import OnnxRuntime
 from zerobit.export.runtimes.tflite_micro import TfliteMicro
 from zerobit.graph.capture import capture
 from zerobit.graph.describe import describe
+from zerobit.integer.ir import IntegerGraph
 from zerobit.integer.lower import lower
 from zerobit.plan import Plan
 from zerobit.search.attach import SearchNet, attach
@@ -66,6 +67,11 @@ def _cut(row: MatrixRow) -> tuple[Plan, QuantNet]:
     plan = decide(net)
     small = apply(net, plan)
     return plan, small.eval()
+
+
+@functools.cache
+def _lowered(row: MatrixRow) -> IntegerGraph:
+    return lower(_cut(row)[1])
 
 
 def finite(values: list[Tensor]) -> bool:
@@ -219,11 +225,10 @@ def test_applying_twice_is_applying_once(row: MatrixRow) -> None:
 @every_row
 def test_the_exported_file_runs(row: MatrixRow, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    from zerobit.export import onnx
+    from zerobit.export.onnx_file import write_onnx
 
     _, small = _cut(row)
-    path = onnx(small, tmp_path / "net.onnx")
-    session = onnxruntime.InferenceSession(path)
+    session = onnxruntime.InferenceSession(write_onnx(_lowered(row), tmp_path / "net.onnx"))
     inputs = row.sample(2, seed=1)
     feeds = {spec.name: x.numpy() for spec, x in zip(session.get_inputs(), inputs, strict=True)}
     results = [torch.from_numpy(x) for x in session.run(None, feeds)]
@@ -235,8 +240,7 @@ def test_the_exported_file_runs(row: MatrixRow, tmp_path: Path) -> None:
 @every_row
 def test_exports_equal_their_twins(row: MatrixRow, tmp_path: Path) -> None:
     """Every layer, in ONNX Runtime, and as C and in TFLite Micro where these hold the network."""
-    _, small = _cut(row)
-    graph = lower(small)
+    graph = _lowered(row)
     inputs = dict(zip(graph.inputs, (x.numpy() for x in row.sample(2, seed=1)), strict=True))
     exported = Exported(graph, tmp_path, inputs)
     for runtime in (OnnxRuntime(), HostC(), TfliteMicro()):

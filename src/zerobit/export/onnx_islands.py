@@ -9,6 +9,7 @@ import io
 import logging
 import warnings
 from collections.abc import Generator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -78,10 +79,7 @@ class IslandWriter:
 
     def __init__(self, builder: Builder, opset: int, final: Mapping[str, str]) -> None:
         self._builder, self._final = builder, final
-        islands = builder.graph.islands
-        values, sizes = _examples(builder.graph)
-        model = _converted(_All(islands), values, sizes, opset)
-        self._graph = model.graph
+        self._graph = _written_by_torch(builder.graph, opset).graph
         #: Type and shape of each tensor that an island makes.
         self.made: dict[str, Made] = {}
         self._names: dict[str, str] = {}
@@ -201,6 +199,13 @@ def _island_inputs(graph: IntegerGraph, batch: int) -> list[Tensor]:
         found += [torch.from_numpy(np.ascontiguousarray(to_real(values[n], graph.by_name[n]))) for n in island.inputs]
         found += [torch.zeros(w.weights.values.shape) for w in island.weights]
     return found
+
+
+@lru_cache(maxsize=1)  # torch takes seconds; a file is compared with what its graph makes
+def _written_by_torch(graph: IntegerGraph, opset: int) -> onnx.ModelProto:
+    """All islands of a graph as one model, which is not to be changed."""
+    values, sizes = _examples(graph)
+    return _converted(_All(graph.islands), values, sizes, opset)
 
 
 def _converted(
