@@ -89,7 +89,7 @@ def files(place: Workplace, networks: dict[str, IntegerGraph], folder: Path) -> 
 
 def latencies(paths: Sequence[Path], image: np.ndarray, rounds: int) -> list[list[float]]:
     """Seconds of each file in each round."""
-    sessions = [open_session(path) for path in paths]
+    sessions = [open_session(path, wide_sums=False) for path in paths]
     feeds = [{s.get_inputs()[0].name: image} for s in sessions]
     times: list[list[float]] = [[] for _ in paths]
     for number in range(rounds + 20):

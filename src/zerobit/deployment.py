@@ -266,7 +266,7 @@ def _outputs(exported: Exported, images: Mapping[str, Array]) -> tuple[Sequence[
     from zerobit.export.onnx_run import run_onnx
 
     with exported.file(ONNX_FILE, partial(write_onnx, exported.graph)) as path:
-        (logits,) = run_onnx(path, next(iter(images.values())), wide_sums=True)
+        (logits,) = run_onnx(path, next(iter(images.values())))
         return verify_onnx(exported.graph, path, images), logits
 
 

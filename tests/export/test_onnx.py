@@ -1,5 +1,6 @@
 """The ONNX file computes exactly what its twin computes, in every tensor, and stays fused and small."""
 
+import platform
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,11 @@ from zerobit.integer.ir import (
 )
 from zerobit.integer.shapes import window_counts
 from zerobit.integer.twins.float32 import run_float32
+
+_PROCESSOR = Path("/proc/cpuinfo")
+_HAS_VNNI = _PROCESSOR.exists() and "_vnni" in _PROCESSOR.read_text()
+#: Whether ONNX Runtime's own choice of kernels has 16-bit sums here: on x86 processors without VNNI.
+SATURATES = platform.machine() in ("x86_64", "AMD64") and not _HAS_VNNI
 
 
 def some_inputs(graph: IntegerGraph, seed: int) -> np.ndarray:
@@ -64,15 +70,28 @@ def test_last_tensors_equal_the_twin(network, seed, tmp_path):
     """As users run it: without the outputs of inner tensors, which change what the runtime optimises."""
     graph = network(seed).graph(every=False)
     path = write_onnx(graph, tmp_path / "net.onnx")
-    assert_file_equals_twin(graph, some_inputs(graph, seed), path)
-    assert_file_equals_twin(graph, some_inputs(graph, seed), path, wide_sums=True, threads=2)
+    assert_file_equals_twin(graph, some_inputs(graph, seed), path, threads=2)
+    if not SATURATES:
+        assert_file_equals_twin(graph, some_inputs(graph, seed), path, wide_sums=False)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_weights_of_seven_bits_are_the_same_on_every_processor(seed, tmp_path):
+    """In a session without options: two products of at most 255 * 64 fit into 16 bits."""
+    net = Builder((16, 6, 6), seed, bits=8)
+    x = net.conv("image", "conv", 24, 3, widths=(2, 4, 7))
+    x = net.conv(x, "pointwise", 32, 1, widths=(7,))
+    net.linear(net.mean(x, "mean"), "fc", 10, widths=(7,))
+    graph = net.graph(every=False)
+    path = write_onnx(graph, tmp_path / "net.onnx")
+    assert_file_equals_twin(graph, some_inputs(graph, seed), path, wide_sums=False)
 
 
 @pytest.mark.parametrize("container", ["packcast", "int8"])
 @pytest.mark.parametrize("every", [False, True])
 def test_network_is_fused(container, every, tmp_path):
     path = write_onnx(residual(0).graph(every=every), tmp_path / "net.onnx", container)
-    open_session(path, optimized_path=tmp_path / "fused.onnx")
+    open_session(path, wide_sums=False, optimized_path=tmp_path / "fused.onnx")
     kinds = Counter(node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node)
     assert kinds["QLinearConv"] == 9
     assert kinds["QLinearAdd"] == 3
@@ -84,7 +103,7 @@ def test_network_is_fused(container, every, tmp_path):
 
 def test_other_kernels_are_fused_too(tmp_path):
     path = write_onnx(branches(0).graph(), tmp_path / "net.onnx")
-    open_session(path, optimized_path=tmp_path / "fused.onnx")
+    open_session(path, wide_sums=False, optimized_path=tmp_path / "fused.onnx")
     kinds = Counter(node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node)
     assert (kinds["QLinearConv"], kinds["QLinearAveragePool"], kinds["QGemm"]) == (4, 4, 2)
     assert not {"Conv", "AveragePool", "Gemm", "GlobalAveragePool"} & set(kinds)
@@ -237,7 +256,8 @@ def test_layers_may_share_constants(tmp_path):
     for container in ("packcast", "int8"):
         path = write_onnx(graph, tmp_path / "net.onnx", container)
         assert_file_equals_twin(graph, some_inputs(graph, 0), path)
-        assert_file_equals_twin(graph, some_inputs(graph, 0), path, wide_sums=True)
+        if not SATURATES:
+            assert_file_equals_twin(graph, some_inputs(graph, 0), path, wide_sums=False)
 
 
 def test_same_graph_gives_the_same_bytes(tmp_path):

@@ -68,7 +68,7 @@ def test_what_is_compared_is_fused_as_what_is_shipped(network, container, tmp_pa
     """Handing out inner tensors leaves the runtime's kernels as they are."""
     graph = network(0).graph(every=False)
     path = write_onnx(graph, tmp_path / "net.onnx", container)
-    open_session(path, wide_sums=True, optimized_path=tmp_path / "shipped.onnx")
+    open_session(path, optimized_path=tmp_path / "shipped.onnx")
 
     def opened(content, **options):
         return open_session(content, **options, optimized_path=tmp_path / "compared.onnx")

@@ -110,7 +110,7 @@ class _Tapped:
     @cached_property
     def session(self) -> InferenceSession:
         """The copy, loaded."""
-        return open_session(self.model.SerializeToString(), wide_sums=True)
+        return open_session(self.model.SerializeToString())
 
     def _run(self, fed: Mapping[str, Array]) -> Sequence[Any]:
         try:

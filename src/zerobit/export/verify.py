@@ -69,8 +69,7 @@ def verify_onnx(graph: IntegerGraph, path: Path, samples: Mapping[str, Array], *
     What islands make is taken from ONNX Runtime and fed to the twin, so that all integers behind them are compared
     exactly; `verify_islands` compares the islands themselves.
 
-    On x86 processors without VNNI, ONNX Runtime's kernels for uint8 times int8 saturate; the session sets
-    `session.x64quantprecision`, which avoids that, and computes the same elsewhere.
+    The session has wide sums, as `open_session` says: on x86 processors without VNNI others saturate.
 
     Args:
         graph: what the file was written from.
@@ -144,11 +143,9 @@ def _run_file(
     graph = reference.graph
     fed = dict(zip(input_names(path), reference.feeds(inputs).values(), strict=True))
     if not graph.islands:
-        return list(run_onnx(path, fed, wide_sums=True)), None
+        return list(run_onnx(path, fed)), None
     entries = json.loads(metadata(path)["zerobit.islands"])
     names = {tensor: file_name for island in entries.values() for tensor, file_name in island["tensors"].items()}
-    everything = run_onnx(
-        with_outputs(path, list(names.values())), fed, wide_sums=True, batch_size=len(next(iter(fed.values())))
-    )
+    everything = run_onnx(with_outputs(path, list(names.values())), fed, batch_size=len(next(iter(fed.values()))))
     count = len(graph.outputs)
     return list(everything[:count]), dict(zip(names, everything[count:], strict=True))
