@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zerobit.cut.knapsack import Options, solve
+from zerobit.cut.knapsack import Options, dual_prices, solve
 
 
 def _random(seed: int, items: int, limits: int, share: float, *, whole: bool) -> Options:
@@ -64,6 +64,21 @@ def test_a_large_one_is_close_to_the_bound_and_keeps_the_limits(limits: int) -> 
         reduced = options.value - np.array(prices) @ options.cost
         bounds.append(np.maximum.reduceat(reduced, options.starts).sum() + np.array(prices) @ options.room)
     assert options.value[chosen].sum() >= 0.99 * min(bounds)
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.0, 0.2, 0.5, 0.99, 1.2])
+@pytest.mark.parametrize("items", [1, 3, 200])
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_price_of_one_limit_is_that_of_the_linear_program(items: int, share: float, whole: bool) -> None:
+    """Which solves it where there is a second limit, here one that nothing costs."""
+    one = _random(7, items, 1, share, whole=whole)
+    two = Options(one.item, one.value, np.vstack([one.cost, np.zeros_like(one.cost)]), np.append(one.room, 1.0))
+    bounds = []
+    for options in (one, two):
+        prices = dual_prices(options)
+        reduced = options.value - prices @ options.cost
+        bounds.append(prices @ options.room + np.maximum.reduceat(reduced, options.starts).sum())
+    assert bounds[0] == pytest.approx(bounds[1], rel=1e-8)
 
 
 def test_nothing_to_choose_and_no_way_to_choose() -> None:

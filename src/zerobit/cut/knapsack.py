@@ -61,7 +61,7 @@ def solve(options: Options) -> Ints | None:
     """
     if not len(options.item):
         return np.zeros(0, dtype=np.int64)
-    price = _dual(options)
+    price = dual_prices(options)
     reduced = options.value - price @ options.cost
     best = _best(options, reduced)
     repaired = _repaired(options, reduced, best)
@@ -77,7 +77,7 @@ def _best(options: Options, reduced: Floats) -> Ints:
     return np.minimum.reduceat(order, starts)
 
 
-def _dual(options: Options) -> Floats:
+def dual_prices(options: Options) -> Floats:
     """[K], prices that minimise price @ room + sum over items of the best reduced value; Kelley's cutting planes."""
     limits = len(options.room)
     least = np.array([np.minimum.reduceat(c, options.starts).sum() for c in options.cost])
@@ -95,17 +95,44 @@ def _dual(options: Options) -> Floats:
             lowest, found = bound, price
         cuts.append(slope)
         offsets.append(value)
-        # minimise t with t >= value_i + price @ slope_i
-        step = linprog(
-            [*np.zeros(limits), 1.0],
-            A_ub=np.column_stack([np.array(cuts), -np.ones(len(cuts))]),
-            b_ub=-np.array(offsets),
-            bounds=[*((0.0, c) for c in ceiling), (None, None)],
-        )
-        if step.x is None or lowest - step.x[-1] <= 1e-9 * max(1.0, abs(lowest)):
+        lowest_point = _crossing if limits == 1 else _lowest_point
+        price, height = lowest_point(np.array(cuts), np.array(offsets), ceiling)
+        if lowest - height <= 1e-9 * max(1.0, abs(lowest)):
             break
-        price = step.x[:limits]
     return found
+
+
+def _lowest_point(slopes: Floats, offsets: Floats, ceiling: Floats) -> tuple[Floats, float]:
+    """Prices at which the highest of the cuts is lowest, and how high it is there; infinitely where none is found.
+
+    Args:
+        slopes: [cuts, K].
+        offsets: [cuts].
+        ceiling: [K], largest prices.
+    """
+    step = linprog(
+        [*np.zeros(len(ceiling)), 1.0],
+        A_ub=np.column_stack([slopes, -np.ones(len(slopes))]),
+        b_ub=-offsets,
+        bounds=[*((0.0, c) for c in ceiling), (None, None)],
+    )
+    return (ceiling, np.inf) if step.x is None else (step.x[:-1], float(step.x[-1]))
+
+
+def _crossing(slopes: Floats, offsets: Floats, ceiling: Floats) -> tuple[Floats, float]:
+    """`_lowest_point` of a single limit: where the last cut that falls meets the last that rises.
+
+    Each cut touches a convex function between the points of these two, so that the others lie below.
+    """
+    falling, rising = np.flatnonzero(slopes[:, 0] < 0), np.flatnonzero(slopes[:, 0] >= 0)
+    if not len(falling):
+        return np.zeros(1), float(offsets[rising[-1]])
+    down = falling[-1]
+    price = ceiling
+    if len(rising):
+        up = rising[-1]
+        price = np.clip((offsets[down] - offsets[up]) / (slopes[up] - slopes[down]), 0.0, ceiling)
+    return price, float(offsets[down] + price[0] * slopes[down, 0])
 
 
 def _repaired(options: Options, reduced: Floats, chosen: Ints) -> Ints | None:
