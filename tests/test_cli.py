@@ -18,6 +18,7 @@ from zerobit import export
 from zerobit.cli import app
 from zerobit.cost.registry import cost_names, named_cost
 from zerobit.export.c99.toolchain import missing_tools
+from zerobit.export.runtimes.tflite_micro import TfliteMicro
 from zerobit.options import MethodOptions, asked_costs, make_method
 from zerobit.plan import Plan
 from zerobit.search.methods import METHODS
@@ -238,6 +239,13 @@ def test_export_and_verify(run: Path, container: str, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "equal in every value" in result.output
     assert "outputs of the ONNX file on all test samples: 0 of" in result.output
+
+
+def test_verify_says_in_full_what_to_install(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TfliteMicro, "missing", lambda *_: "absent: pip install 'zerobit[tflite]'")
+    result = _run("verify", run)
+    assert result.exit_code == 0, result.output
+    assert f"not run: {TfliteMicro.title}, absent: pip install 'zerobit[tflite]'" in result.output.splitlines()
 
 
 def test_every_format_is_written_and_verified(run: Path, tmp_path: Path) -> None:

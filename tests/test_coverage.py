@@ -98,6 +98,21 @@ def test_what_acts_in_training_only_is_named() -> None:
     assert "training only" in _text(found)
 
 
+class _Brackets(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleDict({"[bold]": nn.Conv2d(2, 2, 1), "[/x]": nn.Conv2d(2, 2, 1)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convs["[/x]"](self.convs["[bold]"](x))
+
+
+def test_names_with_brackets_are_shown_as_they_are() -> None:
+    text = _text(inspect(_Brackets().eval(), torch.randn(1, 2, 4, 4)))
+    assert "convs.[bold] " in text
+    assert "convs.[/x] " in text
+
+
 def test_a_long_network_stays_readable() -> None:
     """Every layer is one line at 100 columns, and a reason that many share is written once."""
     layers = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()) for _ in range(40)]

@@ -218,7 +218,7 @@ def compress(
         recipe=Recipe.of(epochs, lr=lr, choice_lr=choice_lr),
         hardware=Hardware(device, precision, seed, progress),
         run=None if run is None else Path(run),
-        console=Console(quiet=not progress),
+        console=Console(quiet=not progress, markup=False),
         costs=price.costs,
     )
     best_multiple = max(cost.channel_multiple for cost in price.costs) if chooses else 1

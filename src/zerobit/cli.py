@@ -21,8 +21,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-errors = Console(stderr=True)
+# Brackets are no markup: layers, paths and extras such as 'zerobit[onnx]' have them in their names.
+console = Console(markup=False)
+errors = Console(stderr=True, markup=False)
 
 Task = Annotated[str, typer.Option(help="digits, cifar10 or npz")]
 Data = Annotated[Path | None, typer.Option(help="folder or file with the task's data; digits needs none")]
@@ -62,7 +63,7 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except (ZerobitError, ValueError, FileNotFoundError, ImportError) as error:
-            errors.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+            errors.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
 
     return run
@@ -275,7 +276,7 @@ def cost(
         rows = cost_run(run, target or (), data)
     console.print(cost_table(rows))
     for note in filter(None, (row.note for row in rows)):
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        console.print(note, highlight=False, soft_wrap=True)
     if any(row.cpu_operators for row in rows):
         console.print("Cycles have nothing of operators on the CPU.", highlight=False)
 
@@ -296,9 +297,9 @@ def export_(
     from zerobit.deployment import FileOptions, export_run
 
     written = export_run(run, format_, FileOptions(container, weights, name), out, data)
-    console.print(f"wrote {written.path}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"wrote {written.path}", highlight=False, soft_wrap=True)
     for fact in written.facts:
-        console.print(f"  {fact}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"  {fact}", highlight=False, soft_wrap=True)
     show_float_ops(written.float_ops, console)
 
 
@@ -316,6 +317,8 @@ def _verify(run: Path, data: Path | None) -> None:
     with console.status("") as status:
         outcome = verify_run(run, data, lambda text: status.update(f"comparing {text}"))
     console.print(runtime_table(outcome))
+    for title, reason in outcome.skipped.items():
+        console.print(f"not run: {title}, {reason}", highlight=False, soft_wrap=True)
     console.print(comparison_table(outcome))
     console.print(trained_table(outcome))
     show_float_ops(outcome.float_ops, console)
@@ -328,7 +331,7 @@ def _verify(run: Path, data: Path | None) -> None:
             highlight=False,
         )
     if outcome.first_difference:
-        errors.print(f"NOT EQUAL: {outcome.first_difference}", style="red", markup=False)
+        errors.print(f"NOT EQUAL: {outcome.first_difference}", style="red")
         raise typer.Exit(1)
     console.print("equal in every value", style="green")
 

@@ -148,7 +148,7 @@ class Coverage:
     def show(self, console: Console) -> None:
         """Print as tables that fit 100 columns."""
         notes = _Notes()
-        console.print(_layer_table(self.layers, notes))
+        console.print(_layer_table(self.layers, notes), markup=False)
         removable = [g for g in self.groups if g.kept_because is None]
         facts = [
             f"{self.weights:,} weights, {self.searched_share:.1%} of them searched; {self.macs:,} MACs, "
@@ -157,7 +157,7 @@ class Coverage:
         ]
         for title, rows in (("Never cut through", self.barriers), ("Other ops in float", self.islands)):
             if rows:
-                console.print(_op_table(title, rows, notes))
+                console.print(_op_table(title, rows, notes), markup=False)
         facts += [f"in float: {w.name} ({w.size:,} weights), read by {w.read_by}" for w in self.float_weights]
         facts += [f"left out, since it acts in training only: {name}" for name in self.dropped]
         for line in (*notes.lines(), *facts):
@@ -334,7 +334,7 @@ def show_float_ops(rows: Sequence[OpRow], console: Console) -> None:
     """Print the ops of a network that are computed in float, and why; nothing if there are none."""
     if rows:
         notes = _Notes()
-        console.print(_op_table("Computed in float", rows, notes))
+        console.print(_op_table("Computed in float", rows, notes), markup=False)
         for line in notes.lines():
             console.print(line, highlight=False, markup=False)
 

@@ -162,7 +162,7 @@ def run_phase(
         CheckpointError: the checkpoint can't be read, or belongs to other settings.
     """
     fabric = fabric or hardware.fabric()
-    console = console or Console(quiet=not hardware.progress)
+    console = console or Console(quiet=not hardware.progress, markup=False)
     steps = _length(loader)
     mark = _fingerprint(phase, settings)
     history = _resume(phase, checkpoint, mark, fabric.device)
@@ -307,7 +307,7 @@ def _bar(console: Console, visible: bool) -> Progress:
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=console,
         disable=not (visible and console.is_terminal),
         transient=True,
