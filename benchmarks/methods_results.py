@@ -2,7 +2,8 @@
 
 Every network starts from the float network of its seed and trains for as many epochs. A run has a folder, and its row a
 file: stopped runs go on where they were, and several of these commands at once share the runs among them (one thread
-each: OMP_NUM_THREADS=1). Nothing is chosen on test data.
+each: OMP_NUM_THREADS=1). All rows are in docs/rows too, where they outlive RUNS: a run that RUNS does not have is made
+anew, and takes the place of its row. Nothing is chosen on test data.
 
     python benchmarks/methods_results.py --task digits --runs RUNS
     python benchmarks/methods_results.py --task cifar10 --data DIR --runs RUNS
@@ -16,17 +17,17 @@ import argparse
 import fcntl
 import itertools
 import json
-import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from methods_rows import Outcome, Trial, read_rows, table, write_rows
 from projections import counted
-from results_common import Workplace, machine, percent, write_section
+from results_common import Workplace, machine, write_section
 from rich.console import Console
 
 from zerobit.cost import Bops
@@ -129,67 +130,6 @@ _SUITES = {
 }
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One run.
-
-    Attributes:
-        method: key of `_TITLES`.
-        budget: as for `zerobit search`; none for uniform networks.
-        seed: of every random draw, and of the float network.
-    """
-
-    method: str
-    budget: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Of its folder; seeds have folders of their own."""
-        return "-".join(filter(None, (self.method, self.budget.replace("=", "-").replace("%", ""))))
-
-    def is_one_of(self, rows: Sequence[str] | None) -> bool:
-        """Whether one of METHOD and METHOD/BUDGET names it."""
-        return rows is None or not {self.method, f"{self.method}/{self.budget}"}.isdisjoint(rows)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run came to.
-
-    Attributes:
-        trial: of what.
-        val: accuracy on validation images.
-        test: accuracy on test images.
-        float_val: of the float network.
-        float_test: of the float network.
-        float_size: bytes of the float network's weights.
-        bops: of the cut network, share of the bit operations of the float network at 32 x 32 bit.
-        size: bytes of weights.
-        search_seconds: wall time of the part with choices.
-        tuning_seconds: wall time of the training of the cut network.
-        machine: where it ran.
-    """
-
-    trial: Trial
-    val: float
-    test: float
-    float_val: float
-    float_test: float
-    float_size: float
-    bops: float
-    size: float
-    search_seconds: float
-    tuning_seconds: float
-    machine: str
-
-    @staticmethod
-    def read(path: Path) -> "Outcome":
-        """From its file."""
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return Outcome(Trial(**data.pop("trial")), **data)
-
-
 # ------------------------------------------------------------------------------------------- runs
 
 
@@ -248,6 +188,7 @@ def outcome(folder: Path, trial: Trial) -> Outcome:
     return Outcome(
         trial, tuned.val, tuned.test, start.val, start.test, start.size,  # type: ignore[arg-type]
         counted(small, Bops()) / (start.macs * FLOAT_BITS**2), tuned.size, searched.seconds, tuned.seconds, machine(),
+        f"{datetime.now(UTC):%Y-%m-%d}",
     )  # fmt: skip
 
 
@@ -267,7 +208,7 @@ def run_all(suite: Suite, trials: Sequence[Trial], options: argparse.Namespace, 
                 failed.append(f"{trial}: {error}")
                 console.print(failed[-1], style="red", highlight=False, markup=False)
                 continue
-            write_text(path, json.dumps(asdict(found), indent=2))
+            write_text(path, json.dumps(found.cells(), indent=2))
         write(suite, options)
     return failed
 
@@ -281,58 +222,31 @@ def trials_of(seeds: Sequence[int], budgets: Sequence[str]) -> list[Trial]:
     return [Trial(m, b, s) for s in seeds for b, m in (*uniform, *itertools.product(budgets, _SEARCHED))]
 
 
-def outcomes(suite: Suite, options: argparse.Namespace) -> list[Outcome]:
-    """All that are there."""
-    seeds, budgets = sorted({*suite.seeds, *options.seeds}), list(dict.fromkeys((*suite.budgets, *options.budgets)))
-    paths = [row_path(place_of(suite, trial.seed, options), trial) for trial in trials_of(seeds, budgets)]
-    return [Outcome.read(path) for path in paths if path.exists()]
+def outcomes(suite: Suite, options: argparse.Namespace, kept: Sequence[Outcome]) -> list[Outcome]:
+    """All that are there, those of RUNS before those that were kept."""
+    rows = {one.trial: one for one in kept}
+    seeds = sorted({*suite.seeds, *options.seeds, *(trial.seed for trial in rows)})
+    trials = trials_of(
+        seeds, list(dict.fromkeys((*suite.budgets, *options.budgets, *(t.budget for t in rows if t.budget))))
+    )
+    for trial in trials:
+        path = row_path(place_of(suite, trial.seed, options), trial)
+        if path.exists():
+            rows[trial] = Outcome.of(json.loads(path.read_text(encoding="utf-8")))
+    return [rows[trial] for trial in trials if trial in rows]
 
 
-def spread(values: Sequence[float]) -> str:
-    """Standard deviation of a sample; nothing for a single value."""
-    return percent(statistics.stdev(values)) if len(values) > 1 else ""
+def origin(found: Sequence[Outcome]) -> str:
+    """When and where it was measured; whether rows can be compared."""
+    machines = sorted({one.machine for one in found})
+    dates = sorted({one.date for one in found})
+    text = f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}. {'; '.join(machines)}."
+    if len({one.start for one in found}) > len({one.trial.seed for one in found}):
+        text += " Rows start from float networks that several machines trained."
+    return text
 
 
-def row(title: str, budget: str, found: Sequence[Outcome]) -> str:
-    """Means over seeds."""
-
-    def mean(name: str) -> float:
-        return statistics.fmean(getattr(one, name) for one in found)
-
-    cells = [
-        title, budget, str(len(found)), percent(mean("val")), percent(mean("test")),
-        spread([one.test for one in found]), f"{100 * mean('bops'):.3f}", f"{mean('size'):,.0f}",
-        f"{mean('search_seconds'):,.1f}", f"{mean('tuning_seconds'):,.1f}",
-    ]  # fmt: skip
-    return f"| {' | '.join(cells)} |"
-
-
-def float_row(found: Sequence[Outcome]) -> str:
-    """Of the float networks, one for each seed."""
-    by_seed = {one.trial.seed: one for one in found}.values()
-    val, test = [one.float_val for one in by_seed], [one.float_test for one in by_seed]
-    size = f"{statistics.fmean(one.float_size for one in by_seed):,.0f}"
-    cells = ["float", "", str(len(by_seed)), percent(statistics.fmean(val)), percent(statistics.fmean(test))]
-    return f"| {' | '.join([*cells, spread(test), '100', size, '', ''])} |"
-
-
-def table(found: Sequence[Outcome], budgets: Sequence[str]) -> list[str]:
-    """Budget by budget."""
-    lines = [
-        "| network | budget | seeds | val [%] | test [%] | std. dev. of test | BOPs [% of 32 bit] | weights [B] "
-        "| search [s] | fine-tuning [s] |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-        float_row(found),
-    ]
-    for budget in dict.fromkeys(("", *budgets, *(one.trial.budget for one in found))):
-        for name, title in _TITLES.items():
-            ours = [one for one in found if (one.trial.method, one.trial.budget) == (name, budget)]
-            if ours:
-                lines.append(row(title, budget, ours))
-    return lines
-
-
-def section(suite: Suite, found: Sequence[Outcome], epochs: tuple[int, int]) -> str:
+def section(suite: Suite, found: Sequence[Outcome], epochs: tuple[int, int], link: str) -> str:
     """The table, with what is needed to read and to repeat it."""
     recipe = Recipe(search_epochs=epochs[0], finetune_epochs=epochs[1])
     default = epochs == suite.epochs
@@ -353,7 +267,7 @@ def section(suite: Suite, found: Sequence[Outcome], epochs: tuple[int, int]) -> 
             "defaults but for the widths of activations, the same at all budgets. Reported is the network after its"
             " last epoch; nothing was chosen on test images.",
             "",
-            *table(found, suite.budgets),
+            *table(found, suite.budgets, _TITLES),
             "",
             "Budgets are shares of the network with all weights at 8 bit, and hold for the cut network, on which costs"
             " are counted.",
@@ -363,20 +277,23 @@ def section(suite: Suite, found: Sequence[Outcome], epochs: tuple[int, int]) -> 
             "Wall times are of training and validation, with other runs on the machine's other cores.",
             "",
             f"Command: `python benchmarks/methods_results.py --task {suite.task}{data} --runs RUNS{asked}`.",
-            f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. {datetime.now(UTC):%Y-%m-%d}. "
-            f"{'; '.join(sorted({one.machine for one in found}))}.",
+            f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. {origin(found)} [All rows]({link}).",
         ]
     )
 
 
 def write(suite: Suite, options: argparse.Namespace) -> None:
-    """Write the section of the rows that are there."""
+    """Write the rows that are there, and their section."""
     epochs = (options.epochs[0], options.epochs[1])
-    title = suite.title if epochs == suite.epochs else f"{suite.title}, {epochs[0]} + {epochs[1]} epochs"
+    default = epochs == suite.epochs
+    title = suite.title if default else f"{suite.title}, {epochs[0]} + {epochs[1]} epochs"
+    link = f"rows/methods-{suite.task}{'' if default else f'-{epochs[0]}+{epochs[1]}'}.csv"
+    rows = options.out.parent / link
     with alone(options.runs / "page.lock", wait=True):
-        found = outcomes(suite, options)
+        found = outcomes(suite, options, read_rows(rows))
         if found:
-            write_section(options.out, title, section(suite, found, epochs))
+            write_rows(rows, found)
+            write_section(options.out, title, section(suite, found, epochs, link))
 
 
 def main() -> int:
