@@ -4,11 +4,15 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_IMODE
 
 
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:
     """A temporary name beside `path`; what is written there takes its place in one step, unless the block raises.
+
+    Permissions are those that writing to `path` itself would have left: files that safetensors 0.8 makes can be read by
+    their owner alone (its issue 782).
 
     Args:
         path: the file to write; its folder is made.
@@ -16,7 +20,10 @@ def replacing(path: Path) -> Generator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        temporary.touch()
+        mode = (path if path.exists() else temporary).stat().st_mode
         yield temporary
+        temporary.chmod(S_IMODE(mode))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
