@@ -216,5 +216,12 @@ def check_not_negative(argument: str, value: float) -> None:
         raise FormatError(msg)
 
 
+def check_share(argument: str, value: float) -> None:
+    """Raise a FormatError unless a value is a number between 0 and 1, neither of the two."""
+    if not (_is_finite(value) and 0 < value < 1):
+        msg = f"`{argument}` is {value!r}; allowed are numbers between 0 and 1; choose one"
+        raise FormatError(msg)
+
+
 def _is_finite(value: object) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)

@@ -9,7 +9,15 @@ from zerobit.errors import FormatError
 from zerobit.formats import DEFAULT_STORAGE
 from zerobit.graph.ir import ChannelGroup
 from zerobit.search.choice import AbstractGroupChoice, UnitRule
-from zerobit.search.method import GRANULARITIES, AbstractMethod, Granularity, Searched, check_one_of, check_widths
+from zerobit.search.method import (
+    GRANULARITIES,
+    AbstractMethod,
+    Granularity,
+    Searched,
+    check_one_of,
+    check_share,
+    check_widths,
+)
 from zerobit.search.methods.softmax import ChannelSoftmax
 from zerobit.search.widths.base import AbstractWidthChoice, GridQuantizer
 from zerobit.search.widths.softmax import SoftmaxWidth
@@ -50,9 +58,9 @@ class PruneThenQuantize(AbstractMethod):
     def __post_init__(self) -> None:
         check_widths(self)
         check_one_of("granularity", self.granularity, GRANULARITIES)
-        _check_share("prune_share", self.prune_share)
+        check_share("prune_share", self.prune_share)
         if self.prune_to != 1:
-            _check_share("prune_to", self.prune_to)
+            check_share("prune_to", self.prune_to)
         if 0 not in self.weight_bits or len(self.widths) == 1:
             msg = (
                 f"`weight_bits` is {self.weight_bits}; pruning needs 0 among them and quantising two widths besides; "
@@ -124,9 +132,3 @@ def _choices(net: Searched) -> Iterator[tuple[bool, nn.Parameter]]:
         if isinstance(module, (AbstractGroupChoice, AbstractWidthChoice)):
             for parameter in module.parameters(recurse=False):
                 yield isinstance(module, AbstractGroupChoice), parameter
-
-
-def _check_share(argument: str, value: float) -> None:
-    if not 0 < value < 1:
-        msg = f"`{argument}` is {value}; allowed are numbers between 0 and 1; choose one"
-        raise FormatError(msg)
