@@ -3,7 +3,7 @@
 Every network starts from the float network of its seed and trains for as many epochs. A run has a folder, and its row a
 file: stopped runs go on where they were, and several of these commands at once share the runs among them (one thread
 each: OMP_NUM_THREADS=1). All rows are in docs/rows too, where they outlive RUNS: a run that RUNS does not have is made
-anew, and takes the place of its row. Nothing is chosen on test data.
+anew, and takes the place of its row. Nothing is chosen on test data. Needs zerobit[bench].
 
     python benchmarks/methods_results.py --task digits --runs RUNS
     python benchmarks/methods_results.py --task cifar10 --data DIR --runs RUNS
@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from methods_picture import draw
 from methods_rows import Outcome, Trial, read_rows, table, write_rows
 from projections import counted
 from results_common import Workplace, machine, write_section
@@ -269,6 +270,8 @@ def section(suite: Suite, found: Sequence[Outcome], epochs: tuple[int, int], lin
             "",
             *table(found, suite.budgets, _TITLES),
             "",
+            f"![Test accuracy over what budgets limit; bars are standard deviations]({link.removesuffix('.csv')}.svg)",
+            "",
             "Budgets are shares of the network with all weights at 8 bit, and hold for the cut network, on which costs"
             " are counted.",
             f"Activations have 8 bit{charged}.",
@@ -283,7 +286,7 @@ def section(suite: Suite, found: Sequence[Outcome], epochs: tuple[int, int], lin
 
 
 def write(suite: Suite, options: argparse.Namespace) -> None:
-    """Write the rows that are there, and their section."""
+    """Write the rows that are there, their picture and their section."""
     epochs = (options.epochs[0], options.epochs[1])
     default = epochs == suite.epochs
     title = suite.title if default else f"{suite.title}, {epochs[0]} + {epochs[1]} epochs"
@@ -293,6 +296,7 @@ def write(suite: Suite, options: argparse.Namespace) -> None:
         found = outcomes(suite, options, read_rows(rows))
         if found:
             write_rows(rows, found)
+            draw(rows.with_suffix(".svg"), found, _TITLES)
             write_section(options.out, title, section(suite, found, epochs, link))
 
 
