@@ -221,8 +221,9 @@ def compress(
         console=Console(quiet=not progress, markup=False),
         costs=price.costs,
     )
-    best_multiple = max(cost.channel_multiple for cost in price.costs) if chooses else 1
-    control = Control.of(frozen, bits, min_channels, best_multiple if multiple_of is None else multiple_of)
+    control = Control.of(frozen, bits, min_channels, multiple_of)
+    if chooses:
+        control = control.suited_to(fitting_multiple(price.costs))
     torch.manual_seed(seed)
     teacher = copy.deepcopy(model).eval()
     net, examples = _prepare(teacher, job, method, price, control)
@@ -307,6 +308,11 @@ def _prepare(
 def fitting_granularity(costs: Sequence[AbstractCost]) -> Granularity:
     """Of widths: per channel, or per layer where a device pays for each width in a layer anew."""
     return "layer" if any(cost.run_per_width for cost in costs) else "channel"
+
+
+def fitting_multiple(costs: Sequence[AbstractCost]) -> int:
+    """Of channels: what the device that takes most at once takes."""
+    return max(cost.channel_multiple for cost in costs)
 
 
 #: Share of the cost at the widest width above which the narrowest saves little.

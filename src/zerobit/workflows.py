@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from zerobit.api import Normalisation, Result, compress, fitting_granularity
+from zerobit.api import Normalisation, Result, compress, fitting_granularity, fitting_multiple
 from zerobit.cost.base import AbstractCost
 from zerobit.cost.own import load_costs
 from zerobit.cost.parse import make_price, parse_budgets
@@ -140,12 +140,14 @@ def compress_task(
     check_count("float_epochs", float_epochs)
     task, definition = settings.load()
     net, control = definition.build(task.num_classes), control or Control()
+    if chooses:
+        control = control.suited_to(fitting_multiple(price.costs))
     float_path = float_path or settings.out / _FLOAT
     if float_path.exists() or float_path != settings.out / _FLOAT:
         load_float(net, float_path)
     else:
         default = ChannelSoftmax(granularity=fitting_granularity(price.costs))
-        images = torch.rand(2, *definition.input_shape)
+        images = task.normalise(task.train.x[:1]).repeat(2, 1, 1, 1)
         untrained = attach(net, images, default if method is None else method, **vars(control))
         if max_drop is None:
             check_limits(untrained, price)

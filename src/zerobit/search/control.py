@@ -8,7 +8,7 @@ parameter and against the path of every module that holds it: "head", "head.*" a
 import difflib
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -35,7 +35,8 @@ class Control:
         bits: pattern -> the width, or the widths, of the weights that it matches; 0 among them lets channels go.
             Where several match, the last one holds.
         min_channels: units that every group keeps, or pattern -> units for the groups of the weights it matches.
-        multiple_of: the number of units that stay is a multiple of this, or all; a number or by pattern, as above.
+        multiple_of: the number of units that stay is a multiple of this, or all; a number or by pattern, as above; 1 if
+            nothing was asked for.
 
     Raises:
         FormatError: a width that is not offered, or a count below 1.
@@ -44,7 +45,7 @@ class Control:
     frozen: tuple[str, ...] = ()
     bits: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     min_channels: Count = 1
-    multiple_of: Count = 1
+    multiple_of: Count | None = None
 
     @staticmethod
     def of(
@@ -67,9 +68,13 @@ class Control:
         return Control(
             tuple(frozen),
             widths,
-            _count("min_channels", min_channels),
-            _count("multiple_of", multiple_of),
+            _count("min_channels", 1 if min_channels is None else min_channels),
+            None if multiple_of is None else _count("multiple_of", multiple_of),
         )
+
+    def suited_to(self, multiple: int) -> "Control":
+        """The same for a device that works on so many channels at once, unless the user asked for another number."""
+        return self if self.multiple_of is not None else replace(self, multiple_of=multiple)
 
     def describe(self) -> str:
         """What was asked for, as text."""
@@ -89,7 +94,7 @@ class Control:
             own.update(dict.fromkeys(_found("bits", pattern, names, graph.searched_weights), widths))
         weight_bits = {name: own.get(name, method.weight_bits) for name in graph.searched_weights}
         least = _by_group("min_channels", self.min_channels, names, owners, max)
-        multiple = _by_group("multiple_of", self.multiple_of, names, owners, math.lcm)
+        multiple = _by_group("multiple_of", self.multiple_of or 1, names, owners, math.lcm)
         rules = {name: UnitRule(max(method.min_channels, least[name]), multiple[name]) for name in owners}
         fixed = {
             group.name: reason
@@ -260,10 +265,10 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and value >= 1
 
 
-def _count(argument: str, count: Count | None) -> Count:
-    values = count.values() if isinstance(count, Mapping) else (1 if count is None else count,)
+def _count(argument: str, count: Count) -> Count:
+    values = count.values() if isinstance(count, Mapping) else (count,)
     for value in values:
         if not _is_count(value):
             msg = f"`{argument}` is {count!r}; allowed are whole numbers from 1, or pattern -> number; choose one"
             raise FormatError(msg)
-    return dict(count) if isinstance(count, Mapping) else count or 1
+    return dict(count) if isinstance(count, Mapping) else count
