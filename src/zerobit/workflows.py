@@ -145,6 +145,7 @@ def compress_task(
     float_path = float_path or settings.out / _FLOAT
     if float_path.exists() or float_path != settings.out / _FLOAT:
         load_float(net, float_path)
+        console.print(f"float network: {float_path}, trained before", highlight=False, markup=False, soft_wrap=True)
     else:
         default = ChannelSoftmax(granularity=fitting_granularity(price.costs))
         images = task.normalise(task.train.x[:1]).repeat(2, 1, 1, 1)

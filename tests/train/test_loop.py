@@ -23,6 +23,7 @@ from zerobit.errors import CheckpointError, TrainingError
 from zerobit.train.loop import Epoch, Hardware, cosine, duration, one_cycle
 from zerobit.train.objective import Objective
 from zerobit.train.phases import Data, Recipe, finetune, search, train_float
+from zerobit.zoo.data import Batches, Split, Task
 
 HARDWARE = Hardware("cpu", progress=False)
 EPOCHS = 3
@@ -186,6 +187,42 @@ def test_a_checkpoint_of_another_method_is_refused(method: str, tmp_path: Path) 
     _search("default", search_epochs=1)(Objective(), file)
     with pytest.raises(CheckpointError):
         _search(method, search_epochs=1)(Objective(), file)
+
+
+def _batches(value: int = 100, size: int = 4) -> Batches:
+    x, y = torch.full((12, 1, 4, 4), value, dtype=torch.uint8), torch.arange(12) % 3
+    split = Split(x, y)
+    return Batches(split, Task("plain", split, split, split, 3, (0.5,), (0.5,), ""), size)
+
+
+def _tune(objective: Objective, train: Iterable[Any], file: Path) -> None:
+    torch.manual_seed(1)
+    small = apply(net := attached("mlp"), decide(net, Budget(Size(), "40%")))
+    recipe = Recipe(search_epochs=0, finetune_epochs=1)
+    finetune(small, None, Data(train, _data().val), objective, recipe, HARDWARE, checkpoint=file)
+
+
+@pytest.mark.parametrize(
+    ("objective", "train"),
+    [
+        (Objective(loss=F.multi_margin_loss), _batches()),
+        (Objective(), _batches(value=101)),
+        (Objective(), _batches(size=5)),
+        (Objective(), list(_batches())[:2]),
+    ],
+    ids=["loss", "images", "batch size", "batches"],
+)
+def test_a_checkpoint_of_another_loss_or_other_data_is_refused(
+    objective: Objective, train: Iterable[Any], tmp_path: Path
+) -> None:
+    """One of a phase that is done, too: its network was trained for something else."""
+    file = tmp_path / "phase.ckpt"
+    _tune(Objective(), _batches(), file)
+    before = file.read_bytes()
+    _tune(Objective(), _batches(), file)
+    with pytest.raises(CheckpointError, match=r"`checkpoint` .*other settings"):
+        _tune(objective, train, file)
+    assert file.read_bytes() == before
 
 
 def test_a_checkpoint_of_other_start_weights_is_refused(tmp_path: Path) -> None:

@@ -147,7 +147,8 @@ def run_phase(
 
     Args:
         phase: what to train and how.
-        loader: batches; `len` is needed. `set_epoch(number)` is called where it exists, before each epoch.
+        loader: batches; `len` is needed. `set_epoch(number)` is called where it exists, before each epoch. Its length
+            and, where it has one, its `identity` are settings.
         hardware: device, precision, seed, progress bar.
         fabric: one that is set up already.
         checkpoint: file to write after each epoch and to resume from.
@@ -164,12 +165,12 @@ def run_phase(
     fabric = fabric or hardware.fabric()
     console = console or Console(quiet=not hardware.progress, markup=False)
     steps = _length(loader)
-    mark = _fingerprint(phase, settings)
+    mark = _fingerprint(phase, {**(settings or {}), "steps": steps, "data": getattr(loader, "identity", "")})
     history = _resume(phase, checkpoint, mark, fabric.device)
     base = [float(g["lr"]) for g in phase.optimizer.param_groups] if not history else _base_rates(phase)
     for group, lr in zip(phase.optimizer.param_groups, base, strict=True):
         group["base_lr"] = lr
-    if history and len(history) < phase.epochs:
+    if history:
         console.print(f"{phase.name}: resumed after epoch {len(history)} of {phase.epochs}")
     with _bar(console, hardware.progress) as bar:
         task = bar.add_task(phase.name, total=phase.epochs * steps, completed=len(history) * steps, note="")
@@ -243,11 +244,11 @@ def one_cycle(progress: float, *, peak: float = 0.25, start: float = 0.04) -> fl
 # ------------------------------------------------------------------------------------------- checkpoints
 
 
-def _fingerprint(phase: Phase, settings: Mapping[str, Any] | None) -> str:
+def _fingerprint(phase: Phase, settings: Mapping[str, Any]) -> str:
     """Of the settings and of the weights that the phase starts from."""
     state = phase.net.state_dict()
     shapes = {name: tuple(t.shape) for name, t in state.items()}
-    text = json.dumps([phase.name, phase.epochs, shapes, dict(settings or {})], sort_keys=True, default=str)
+    text = json.dumps([phase.name, phase.epochs, shapes, dict(settings)], sort_keys=True, default=str)
     mark = hashlib.sha256(text.encode())
     for name, tensor in state.items():
         if not name.startswith("slots."):  # ours are fitted; the last digit may depend on the machine

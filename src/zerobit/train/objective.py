@@ -72,6 +72,11 @@ class Objective:
             msg = f"`distillation` is {self.distillation}; allowed is 0..1; choose a share"
             raise TrainingError(msg)
 
+    def names(self) -> dict[str, str]:
+        """Of the functions, to tell one training from another."""
+        functions = {"loss": self.loss, "metric": self.metric, "batch_format": self.batch_format}
+        return {key: getattr(f, "__qualname__", type(f).__qualname__) for key, f in functions.items()}
+
     def read(self, batch: Batch, device: torch.device) -> tuple[tuple[Any, ...], Mapping[str, Any], Any]:
         """A batch split and moved to a device; images in the layout that convolutions are fastest with."""
         args, kwargs, target = self.batch_format(batch)

@@ -234,6 +234,7 @@ def finetune(
 def _shared(objective: Objective, hardware: Hardware) -> dict[str, Any]:
     """Settings that every compressing phase depends on."""
     return {
+        **objective.names(),
         "distillation": objective.distillation,
         "softness": objective.softness,
         "precision": hardware.precision,

@@ -6,8 +6,10 @@ one tensor is many times faster than a loader that collates single images.
 Shape letters: N images, B batch, C channels, H height, W width.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -165,6 +167,16 @@ class Batches:
         self._augment = task.augment if augment else None
         self._seed = seed
         self._epoch = 0
+
+    @cached_property
+    def identity(self) -> str:
+        """Of the images and labels, and how batches are made of them; other data have another one."""
+        mark = hashlib.sha256()
+        for tensor in (self._split.x, self._split.y):
+            mark.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            mark.update(tensor.cpu().contiguous().numpy().tobytes())
+        made = self._batch_size, self._shuffle, self._augment is not None, self._seed, self._task.mean, self._task.std
+        return f"{mark.hexdigest()[:16]} {made}"
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, 0 or more, whose order and augmentation the next pass uses.
