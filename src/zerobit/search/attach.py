@@ -283,6 +283,14 @@ def _observer(into: list[Tensor]) -> Any:
     def observe(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         del module
         flat = inputs[0].detach().reshape(-1)
-        into.append(flat[:: max(1, math.ceil(len(flat) / _SAMPLE))])
+        into.append(flat[:: _stride(len(flat))])
 
     return observe
+
+
+def _stride(values: int) -> int:
+    """Coprime with the number of values: one that has a factor in common with the width would see few columns only."""
+    stride = max(1, math.ceil(values / _SAMPLE))
+    while math.gcd(stride, values) > 1:
+        stride += 1
+    return stride
