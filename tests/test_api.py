@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import zerobit as zb
+from killed import Killed, until
 from zerobit.cost.usage import usage
 from zerobit.report import layer_rows
 from zerobit.zoo.data import Batches, Split, Task
@@ -339,17 +340,10 @@ def test_two_inputs_in_dict_batches_and_another_loss() -> None:
 
 def test_a_killed_compression_goes_on(tmp_path: Path) -> None:
     whole = _compress(budget="25%", model=_fixed(), epochs=(2, 2))
-    left = [3 + 3 + 1 + 3]  # batches of two epochs of search and of one and a bit of fine-tuning
-
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        return nn.functional.cross_entropy(output, target)
-
-    with pytest.raises(KeyboardInterrupt):
-        _compress(budget="25%", model=_fixed(), epochs=(2, 2), run=tmp_path, loss=loss)
-    resumed = _compress(budget="25%", model=_fixed(), epochs=(2, 2), run=tmp_path)
+    steps = 3 + 3 + 1 + 3  # batches of two epochs of search and of one and a bit of fine-tuning
+    with pytest.raises(Killed):
+        _compress(budget="25%", model=_fixed(), epochs=(2, 2), run=tmp_path, loss=until(steps))
+    resumed = _compress(budget="25%", model=_fixed(), epochs=(2, 2), run=tmp_path, loss=until(100))
     assert resumed.plan == whole.plan
     assert all(torch.equal(t, resumed.net.state_dict()[k]) for k, t in whole.net.state_dict().items())
     assert resumed.stages == whole.stages

@@ -248,6 +248,25 @@ def test_verify_says_in_full_what_to_install(run: Path, monkeypatch: pytest.Monk
     assert f"not run: {TfliteMicro.title}, absent: pip install 'zerobit[tflite]'" in result.output.splitlines()
 
 
+def test_verify_fails_where_nothing_can_be_compared(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zerobit.deployment.runtimes", lambda: ())
+    result = _run("verify", run)
+    assert result.exit_code == 1
+    assert "NOTHING WAS COMPARED" in result.output
+    assert "equal" not in result.output
+
+
+@pytest.mark.parametrize(
+    "options", [("--weights", "int4"), ("--name", "net"), ("--format", "c", "--container", "int8")]
+)
+def test_an_option_of_another_format_is_refused(options: tuple[str, ...], run: Path) -> None:
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    result = _run("export", run, *options)
+    assert result.exit_code == 2
+    assert f"`{options[-2][2:]}` is '{options[-1]}', but `format` is" in result.output
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+
 def test_every_format_is_written_and_verified(run: Path, tmp_path: Path) -> None:
     folder = _copy(run, tmp_path)
     result = _run("export", folder, "--format", "c", "--name", "digits")

@@ -27,7 +27,7 @@ from zerobit.export.writers import writer
 from zerobit.graph.ir import Graph
 from zerobit.integer.lower import lower, settle
 from zerobit.plan import Plan
-from zerobit.report import Stage, html_page, layer_rows, write_text
+from zerobit.report import ACCURACY, Stage, html_page, layer_rows, write_text
 from zerobit.search.attach import attach, calibrate
 from zerobit.search.control import Control, Count, Widths
 from zerobit.search.method import AbstractMethod, Granularity, check_method
@@ -68,6 +68,7 @@ class Result:
         normalisation: of the data, or None.
         samples: normalised inputs by name that `verify` uses.
         facts: settings, for the report.
+        metric: name of what stages have of data.
     """
 
     net: QuantNet
@@ -77,11 +78,12 @@ class Result:
     normalisation: Normalisation | None
     samples: Mapping[str, Tensor] = field(repr=False)
     facts: Mapping[str, str] = field(default_factory=dict[str, str])
+    metric: str = ACCURACY
 
     def report(self, path: str | Path) -> Path:
         """Write one HTML page with accuracy, layers and settings."""
         rows = layer_rows(self.graph, self.plan)
-        return write_text(path, html_page("Compressed network", self.stages, rows, self.facts))
+        return write_text(path, html_page("Compressed network", self.stages, rows, self.facts, self.metric))
 
     def save(self, path: str | Path) -> Path:
         """Write weights and plan as one safetensors file; `zerobit.load` reads it."""
@@ -247,7 +249,9 @@ def compress(
         "seed": str(seed),
         "control": control.describe(),
     }
-    return Result(small.cpu(), plan, net.graph, stages, normalisation, examples, facts)
+    name = objective.names()["metric"]
+    shown = name if name.isidentifier() else "metric"
+    return Result(small.cpu(), plan, net.graph, stages, normalisation, examples, facts, shown)
 
 
 @dataclass(frozen=True)

@@ -286,9 +286,11 @@ def cost(
 def export_(
     run: RunFolder,
     format_: Annotated[str, typer.Option("--format", help="onnx, c or tflite")] = "onnx",
-    container: Annotated[str, typer.Option(help="onnx: packcast (2, 4, 8 bit packed), int8 or exact")] = "packcast",
-    weights: Annotated[str, typer.Option(help="tflite: int8 or int4")] = "int8",
-    name: Annotated[str, typer.Option(help="c: what functions begin with")] = "zb",
+    container: Annotated[
+        str | None, typer.Option(help="onnx: packcast (2, 4, 8 bit packed), int8 or exact; packcast if left out")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="tflite: int8 or int4; int8 if left out")] = None,
+    name: Annotated[str | None, typer.Option(help="c: what functions begin with; zb if left out")] = None,
     out: Annotated[Path | None, typer.Option(help="file, or folder of c; in RUN if left out")] = None,
     data: Data = None,
 ) -> None:
@@ -296,7 +298,8 @@ def export_(
     from zerobit.coverage import show_float_ops
     from zerobit.deployment import FileOptions, export_run
 
-    written = export_run(run, format_, FileOptions(container, weights, name), out, data)
+    options = FileOptions.of(format_, container=container, weights=weights, name=name)
+    written = export_run(run, format_, options, out, data)
     console.print(f"wrote {written.path}", highlight=False, soft_wrap=True)
     for fact in written.facts:
         console.print(f"  {fact}", highlight=False, soft_wrap=True)
@@ -330,6 +333,9 @@ def _verify(run: Path, data: Path | None) -> None:
             f"same prediction as the trained network on {100 * outcome.agreement:.2f} % of samples",
             highlight=False,
         )
+    if not outcome.layers:
+        errors.print("NOTHING WAS COMPARED: no runtime is here; install one of those above", style="red")
+        raise typer.Exit(1)
     if outcome.first_difference:
         errors.print(f"NOT EQUAL: {outcome.first_difference}", style="red")
         raise typer.Exit(1)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from zerobit.coverage import OpRow
 from zerobit.cut.apply import QuantNet
-from zerobit.errors import ExportError
+from zerobit.errors import ExportError, FormatError
 from zerobit.export.c99.folder import write_library
 from zerobit.export.c99.library import Library
 from zerobit.export.c99.toolchain import TARGETS, missing_tools, run_image, too_large
@@ -56,6 +56,28 @@ class FileOptions:
     container: str = "packcast"
     weights: str = "int8"
     name: str = "zb"
+
+    @staticmethod
+    def of(format_: str, **given: str | None) -> "FileOptions":
+        """Those that were given, for a format.
+
+        Raises:
+            FormatError: a format that does not exist, or an option that it does not have.
+        """
+        writer(format_)
+        asked = {option: value for option, value in given.items() if value is not None}
+        wrong = next((option for option in asked if _FORMAT_OF[option] != format_), None)
+        if wrong is not None:
+            msg = (
+                f"`{wrong}` is {asked[wrong]!r}, but `format` is {format_!r}, which has no such option; "
+                f"leave it out, or write {_FORMAT_OF[wrong]!r}"
+            )
+            raise FormatError(msg)
+        return FileOptions(**asked)
+
+
+#: Option -> the format that has it.
+_FORMAT_OF = {"container": "onnx", "weights": "tflite", "name": "c"}
 
 
 @dataclass(frozen=True)
@@ -238,7 +260,7 @@ def verify_run(folder: Path, data: Path | None, say: Callable[[str], None] = lam
         ExportError: a file is cut off, or is not what the network makes; names it.
     """
     run, net = load_run(folder)
-    task = load_task(run.task, data)
+    task = replace(load_task(run.task, data), mean=run.mean, std=run.std)  # what the network was trained with
     graph = lower(net, run.mean, run.std)
     images = raw_images(task.test)
     name = next(iter(graph.inputs))

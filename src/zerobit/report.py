@@ -15,6 +15,9 @@ from zerobit.formats import GRID
 from zerobit.graph.ir import Graph
 from zerobit.plan import Plan
 
+#: Name of the metric that is a share, and shown in percent.
+ACCURACY = "accuracy"
+
 
 @dataclass(frozen=True)
 class LayerRow:
@@ -88,25 +91,28 @@ def widths_text(widths: Mapping[int, int]) -> str:
     return ", ".join(f"{b}b x {n}" for b, n in widths.items())
 
 
-def stage_table(stages: Sequence[Stage], metric: str = "accuracy") -> Table:
-    """Terminal table of stages."""
+def stage_table(stages: Sequence[Stage], metric: str = ACCURACY) -> Table:
+    """Terminal table: a column for each stage, so that any number of costs fits."""
     table = Table(title="What came out", title_justify="left")
-    names = _cost_names(stages)
-    for title in ("network", f"val {metric}", f"test {metric}", "weights [B]", "of 8 bit", "MACs", *names):
-        table.add_column(title, justify="left" if title == "network" else "right")
-    full = stages[0].size / 4
+    table.add_column("network", overflow="fold")
     for stage in stages:
-        share = f"{stage.size / full:.1%}"
-        table.add_row(
-            stage.name,
-            _percent(stage.val),
-            _percent(stage.test),
-            f"{stage.size:,.0f}",
-            share,
-            f"{stage.macs:,.0f}",
-            *(stage.costs.get(name, "") for name in names),
-        )
+        table.add_column(stage.name, justify="right", no_wrap=True)
+    for title, *cells in _stage_rows(stages, metric):
+        table.add_row(title, *cells)
     return table
+
+
+def _stage_rows(stages: Sequence[Stage], metric: str) -> list[tuple[str, ...]]:
+    """Title, and a cell for each stage."""
+    full = stages[0].size / 4
+    return [
+        (f"val {metric}", *(_score(s.val, metric) for s in stages)),
+        (f"test {metric}", *(_score(s.test, metric) for s in stages)),
+        ("weights [B]", *(f"{s.size:,.0f}" for s in stages)),
+        ("of 8 bit", *(f"{s.size / full:.1%}" for s in stages)),
+        ("MACs", *(f"{s.macs:,.0f}" for s in stages)),
+        *((name, *(s.costs.get(name, "") for s in stages)) for name in _cost_names(stages)),
+    ]
 
 
 def _cost_names(stages: Sequence[Stage]) -> list[str]:
@@ -124,8 +130,11 @@ def layer_table(rows: Sequence[LayerRow]) -> Table:
     return table
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.2f} %"
+def _score(value: float | None, metric: str) -> str:
+    """An accuracy in percent; nothing is known of other metrics."""
+    if value is None:
+        return ""
+    return f"{100 * value:.2f} %" if metric == ACCURACY else f"{value:.4g}"
 
 
 _STYLE = """
@@ -141,33 +150,28 @@ th:first-child, td:first-child { text-align: left }
 _COLOURS = {2: "#9ecae1", 3: "#85bcdb", 4: "#4292c6", 5: "#3585bf", 6: "#2171b5", 7: "#14599d", 8: "#08306b"}
 
 
-def html_page(title: str, stages: Sequence[Stage], rows: Sequence[LayerRow], facts: Mapping[str, str]) -> str:
+def html_page(
+    title: str, stages: Sequence[Stage], rows: Sequence[LayerRow], facts: Mapping[str, str], metric: str = ACCURACY
+) -> str:
     """One self-contained page: stages, layers with their widths as bars, facts of the run."""
     widths = sorted({b for row in rows for b in row.widths})
     key = "".join(f'<span style="background:{_COLOURS[b]}"></span>{b} bit' for b in widths)
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>"
-        f"{_stage_html(stages)}<h2>Layers</h2><p class='key'>channels:{key}"
+        f"{_stage_html(stages, metric)}<h2>Layers</h2><p class='key'>channels:{key}"
         "<span style='background:#eef1f5'></span>removed</p>"
         f"{_layer_html(rows)}<h2>Run</h2>{_fact_html(facts)}</html>\n"
     )
 
 
-def _stage_html(stages: Sequence[Stage]) -> str:
-    names = _cost_names(stages)
-    costs = map(html.escape, names)
-    titles = ("network", "validation", "test", "weights [B]", "of 8 bit", "MACs", *costs, "training [s]")
-    head = "<tr>" + "".join(f"<th>{title}" for title in titles)
-    full = stages[0].size / 4
-    body = "".join(
-        f"<tr><td>{html.escape(s.name)}<td>{_percent(s.val)}<td>{_percent(s.test)}"
-        f"<td>{s.size:,.0f}<td>{s.size / full:.1%}<td>{s.macs:,.0f}"
-        + "".join(f"<td>{html.escape(s.costs.get(name, ''))}" for name in names)
-        + (f"<td>{s.seconds:,.1f}" if s.seconds else "<td>")
-        for s in stages
-    )
-    return f"<table>{head}{body}</table>"
+def _stage_html(stages: Sequence[Stage], metric: str) -> str:
+    """A row for each stage."""
+    times = ("training [s]", *(f"{s.seconds:,.1f}" if s.seconds else "" for s in stages))
+    columns = [("network", *(s.name for s in stages)), *_stage_rows(stages, metric), times]
+    head, *body = ([html.escape(cell) for cell in row] for row in zip(*columns, strict=True))
+    rows = "".join("<tr>" + "".join(f"<td>{cell}" for cell in row) for row in body)
+    return f"<table><tr>{''.join(f'<th>{title}' for title in head)}{rows}</table>"
 
 
 def _layer_html(rows: Sequence[LayerRow]) -> str:

@@ -25,7 +25,7 @@ def _steps(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("shape", [(1024, 1, 16, 16), (512, 1, 32, 32), (300, 1, 24, 24)])
 def test_every_column_counts(shape: tuple[int, ...]) -> None:
-    """All values of an image in one column, whichever it is: ranges are alike, but for what a sample of them leaves out."""
+    """All values of an image in one column, whichever it is: ranges are alike, but for what a sample leaves out."""
     torch.manual_seed(0)
     x = torch.zeros(shape)
     x[..., 0] = torch.randn(shape[:-1])
