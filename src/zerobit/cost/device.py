@@ -101,6 +101,7 @@ def stored_counts(counts: Tensor, storage: tuple[int, ...]) -> Tensor:
 
 
 @cache
+@torch.inference_mode(mode=False)  # it outlives whoever asks first
 def _columns(storage: tuple[int, ...]) -> Tensor:
     """[B, S], 1 where a width of the grid is stored in that of the column."""
     stored = rounded_up(storage)

@@ -193,6 +193,7 @@ class _Layout:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(mode=False)  # it outlives whoever asks first
 def _layout(graph: Graph, device: torch.device) -> _Layout:
     every = buffers(graph)
     along: dict[tuple[str, int], list[tuple[int, int]]] = {}

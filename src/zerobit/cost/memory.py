@@ -37,6 +37,7 @@ def _together(terms: list[Tensor]) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # it outlives whoever asks first
 def _live(lives: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
     """float64 [N, M], 1 for the buffers that are live at each moment; moments that hold less than another are left out.
 

@@ -76,6 +76,7 @@ class TableLatency(AbstractCost):
         return result
 
     @cached_property
+    @torch.inference_mode(mode=False)  # it outlives whoever asks first
     def _table(self) -> Tensor:
         return self.cycles_per_mac()
 

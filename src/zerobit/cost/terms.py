@@ -136,6 +136,7 @@ _TILED = {"tiles": _PLAIN["windows"], "tiled": _PLAIN["reads"]}
 
 
 @cache
+@torch.inference_mode(mode=False)  # it outlives whoever asks first
 def _bytes(widths: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(widths, dtype=torch.float64, device=device) / 8
 

@@ -136,5 +136,5 @@ def _fitted(w_CK: Tensor, bits: list[int]) -> Tensor:
     for width in set(bits):
         rows = [c for c, b in enumerate(bits) if b == width]
         high = 2 ** (width - 1) - 1
-        step[rows] = least_squares_step(w_CK[rows], -high, high).float()
+        step[rows] = least_squares_step(w_CK[rows], -high, high).float().cpu()
     return step

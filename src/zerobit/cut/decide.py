@@ -24,6 +24,8 @@ from zerobit.search.norms import unit_norms
 _TIE_BREAK = 1e-3
 
 
+@torch.inference_mode(mode=False)
+@torch.enable_grad()  # prices are gradients, whatever the caller has switched off
 def decide(net: SearchNet, price: AbstractPrice | None = None) -> Plan:
     """The plan of a network's choices.
 
@@ -61,6 +63,8 @@ def commit(net: SearchNet, price: AbstractPrice) -> None:
     net.method.commit(net, excess)
 
 
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
 def check_limits(net: SearchNet, price: AbstractPrice) -> None:
     """Check before any training that a budget can be met; any other price always can.
 

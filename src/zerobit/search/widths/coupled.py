@@ -57,9 +57,9 @@ class CoupledChoice(AbstractGroupChoice):
         return nn.functional.one_hot(best, logits.shape[1])
 
     def log_odds(self) -> Tensor:
-        """[units], of not being removed."""
+        """[units], of the likeliest width against removal: positive where the hard choice keeps a unit."""
         logits = self._logits()
-        return logits[:, 1:].logsumexp(1) - logits[:, 0]
+        return logits[:, 1:].amax(1) - logits[:, 0]
 
     def preference(self) -> Tensor:
         """[units, W], logarithms of the probabilities."""
