@@ -11,7 +11,11 @@ from searches import METHODS, attached, scramble
 from zerobit.cost import device, liveness, memory, registry, terms
 from zerobit.cost.price import Budget
 from zerobit.cost.registry import named_cost
-from zerobit.cut.decide import decide, read_offer
+from zerobit.cut.decide import check_limits, decide, read_offer
+from zerobit.errors import BudgetError
+from zerobit.search.method import AbstractMethod
+from zerobit.search.methods.djpq import Djpq
+from zerobit.search.methods.softmax import ChannelSoftmax
 
 #: What `decide` adds to equal preferences is smaller.
 _CLEAR = 0.01
@@ -50,3 +54,21 @@ def test_a_cost_that_was_first_asked_without_gradients_has_them_later(cost: str)
         Budget(found, "60%")(net)
     Budget(found, "60%")(net).backward()
     assert any(p.grad is not None and bool(p.grad.isfinite().all()) for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("method", "cost", "share"),
+    [
+        (ChannelSoftmax(weight_bits=(8,), activation_bits=(2, 4, 8)), "bops", "26%"),
+        (Djpq(min_channels=4), "ram", "20%"),
+    ],
+)
+def test_what_narrower_activations_can_reach_is_not_refused_before_a_search(
+    method: AbstractMethod, cost: str, share: str
+) -> None:
+    net = attached("digits", method)
+    check_limits(net, Budget(named_cost(cost), share))
+    with pytest.raises(BudgetError, match="smallest reachable"):
+        decide(net, Budget(named_cost(cost), share))  # no search has narrowed them yet
+    with pytest.raises(BudgetError, match="smallest reachable"):
+        check_limits(net, Budget(named_cost(cost), "1%"))

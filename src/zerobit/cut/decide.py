@@ -1,6 +1,7 @@
 """`decide`: from trained choices to a plan; with a budget, one that keeps it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -36,7 +37,8 @@ def decide(net: SearchNet, price: AbstractPrice | None = None) -> Plan:
             for which limits are only checked.
 
     Raises:
-        BudgetError: the budget is smaller than the smallest choices cost.
+        BudgetError: the budget is smaller than the smallest choices cost, with activations at the widths that the
+            search gave them.
     """
     offer, keep = read_offer(net)
     limits = () if price is None else price.limits(net.graph)
@@ -68,10 +70,23 @@ def commit(net: SearchNet, price: AbstractPrice) -> None:
 def check_limits(net: SearchNet, price: AbstractPrice) -> None:
     """Check before any training that a budget can be met; any other price always can.
 
+    Activations count at the narrowest widths on offer, which a search may come to.
+
     Raises:
         BudgetError: it can't; names the smallest reachable value of each cost and what holds it.
     """
-    check_reachable(net.graph, price.limits(net.graph), read_offer(net)[0])
+    offer = read_offer(net)[0]
+    if net.method.chooses:
+        offer = replace(offer, activations=_narrowest(net))
+    check_reachable(net.graph, price.limits(net.graph), offer)
+
+
+def _narrowest(net: SearchNet) -> dict[str, BitDist]:
+    return {
+        tensor: BitDist.one_hot([min(net.activation_slot(site.name).widths)])
+        for site in net.sites
+        for tensor in site.tensors
+    }
 
 
 @torch.no_grad()
