@@ -3,10 +3,11 @@
 import copy
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from searches import attached, scramble
 from zerobit.cost import AbstractCost, Bops, Macs, Size, TableLatency
@@ -17,6 +18,8 @@ from zerobit.cost.price import AbstractPrice, Budget, Budgets, Strength, referen
 from zerobit.cost.registry import named_cost
 from zerobit.cost.usage import usage
 from zerobit.errors import BudgetError
+from zerobit.search.attach import attach
+from zerobit.search.methods.softmax import ChannelSoftmax
 from zerobit.search.net import SearchNet
 
 MPIC = TableLatency.load("mpic")
@@ -95,7 +98,32 @@ def test_limits_that_cannot_be_read(cost: AbstractCost, limit: str | float) -> N
         Budget(cost, limit)
 
 
-@pytest.mark.parametrize("strength", [-1.0, math.nan])
+@pytest.mark.parametrize(
+    "arguments",
+    [{"stiffness": 0}, {"stiffness": -1}, {"ramp": "x"}, {"ramp": -0.1}, {"rate": math.inf}, {"rate": None}],
+)
+def test_constants_of_a_budget_are_numbers(arguments: dict[str, Any]) -> None:
+    (name,) = arguments
+    with pytest.raises(BudgetError, match=rf"`{name}` is .*allowed are numbers"):
+        Budget(Size(), "50%", **arguments)
+
+
+def test_a_share_of_nothing_is_refused() -> None:
+    """A network of embeddings has no multiplications, of which none is a half."""
+    model = nn.Sequential(nn.Embedding(10, 4))
+    net = attach(model.eval(), torch.zeros(2, 3, dtype=torch.int64), ChannelSoftmax())
+    for price in (Budget(Macs(), "50%"), Strength(Macs(), 0.5)):
+        with pytest.raises(BudgetError, match=r"share of macs, which is 0"):
+            price(net)
+
+
+@pytest.mark.parametrize("strength", [0.5, ("size",), "size=0.5"])
+def test_a_strength_names_its_cost(strength: Any) -> None:
+    with pytest.raises(BudgetError, match=r"`strength` is .*write for example"):
+        make_price(None, strength, None)
+
+
+@pytest.mark.parametrize("strength", [-1.0, math.nan, math.inf, "1"])
 def test_a_strength_is_a_number_from_zero(strength: float) -> None:
     with pytest.raises(BudgetError, match=r"`strength`"):
         Strength(Size(), strength)

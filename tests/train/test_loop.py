@@ -225,6 +225,17 @@ def test_a_checkpoint_of_another_loss_or_other_data_is_refused(
     assert file.read_bytes() == before
 
 
+def test_a_checkpoint_of_another_cost_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    def run(price: Budget) -> None:
+        torch.manual_seed(1)
+        recipe = Recipe(search_epochs=1, finetune_epochs=1)
+        search(attached("mlp"), price, None, _data(), Objective(), recipe, HARDWARE, checkpoint=tmp_path / "s.ckpt")
+
+    run(Budget(Size(), "50%"))
+    with pytest.raises(CheckpointError, match=r"`checkpoint` .*other settings"):
+        run(Budget(Size(storage=(8,)), "50%"))
+
+
 def test_a_checkpoint_of_other_start_weights_is_refused(tmp_path: Path) -> None:
     """A float network trained anew is another network: what was searched for the old one doesn't go on with it."""
     file = tmp_path / "phase.ckpt"

@@ -53,6 +53,9 @@ def make_price(
         raise BudgetError(msg)
     own = _own_costs(targets)
     if strength is not None:
+        if not isinstance(strength, (tuple, list)) or len(strength) != 2:  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"`strength` is {strength!r}; allowed is (cost, number); write for example ('size', 0.5)"
+            raise BudgetError(msg)
         return Strength(_cost(strength[0], own), strength[1])
     if max_drop is not None:
         if not max_drop > 0:

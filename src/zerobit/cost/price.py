@@ -3,6 +3,7 @@
 All work in relative units: the cost of the same network with all weights at 8 bit is 1, on every model and target.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,27 @@ class Searched(Protocol):
 def reference_cost(graph: Graph, cost: AbstractCost, bits: int = 8) -> float:
     """Cost of the uncut network with all weights at `bits` and 8-bit activations."""
     return float(cost(usage(graph, uniform(graph, bits))))
+
+
+def _positive_reference(graph: Graph, cost: AbstractCost) -> float:
+    """What shares of a cost are shares of.
+
+    Raises:
+        BudgetError: nothing.
+    """
+    full = reference_cost(graph, cost)
+    if not full > 0:
+        msg = f"`budget` is a share of {cost.name}, which is {full:g} for this network at 8 bit; choose another cost"
+        raise BudgetError(msg)
+    return full
+
+
+def _check_number(argument: str, value: Any, *, above: bool = False) -> None:
+    """Raise a BudgetError unless a value is a finite number from 0, or above."""
+    is_number = isinstance(value, (int, float)) and math.isfinite(value)
+    if not is_number or value < 0 or (above and value == 0):
+        msg = f"`{argument}` is {value!r}; allowed are numbers {'above' if above else 'from'} 0; choose one"
+        raise BudgetError(msg)
 
 
 @dataclass(frozen=True)
@@ -99,15 +121,13 @@ class Strength(AbstractPrice):
     """
 
     def __init__(self, cost: AbstractCost, strength: float) -> None:
-        if not strength >= 0:
-            msg = f"`strength` is {strength}; allowed are numbers from 0; choose one"
-            raise BudgetError(msg)
+        _check_number("strength", strength)
         self.cost, self.costs, self.strength = cost, (cost,), float(strength)
         self._full_of: tuple[Graph, float] | None = None
 
     def _full(self, graph: Graph) -> float:
         if self._full_of is None or self._full_of[0] is not graph:
-            self._full_of = graph, reference_cost(graph, self.cost)
+            self._full_of = graph, _positive_reference(graph, self.cost)
         return self._full_of[1]
 
     def __call__(self, net: Searched) -> Tensor:
@@ -147,7 +167,7 @@ class Budget(AbstractPrice):
         rate: of the multiplier, per step and unit of violation.
 
     Raises:
-        BudgetError: the limit can't be read.
+        BudgetError: the limit can't be read, or another number can't be.
     """
 
     def __init__(
@@ -159,6 +179,9 @@ class Budget(AbstractPrice):
         stiffness: float = 10.0,
         rate: float = 0.05,
     ) -> None:
+        _check_number("ramp", ramp)
+        _check_number("stiffness", stiffness, above=True)
+        _check_number("rate", rate)
         self.cost, self.costs, self.text = cost, (cost,), str(limit)
         self.ramp, self.stiffness, self.rate = ramp, stiffness, rate
         self.amount, self.is_share = parse_limit(cost, limit)
@@ -169,7 +192,7 @@ class Budget(AbstractPrice):
     def limit(self, graph: Graph) -> float:
         """The limit in the cost's unit."""
         if self._limit_of is None or self._limit_of[0] is not graph:
-            full = reference_cost(graph, self.cost) if self.is_share else 1.0
+            full = _positive_reference(graph, self.cost) if self.is_share else 1.0
             self._limit_of = graph, self.amount * full
         return self._limit_of[1]
 

@@ -7,7 +7,7 @@ parameter and against the path of every module that holds it: "head", "head.*" a
 
 import difflib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -55,14 +55,14 @@ class Control:
         multiple_of: Count | None = None,
     ) -> "Control":
         """From arguments as a user gives them."""
-        if isinstance(frozen, str):
-            msg = f"`frozen` is {frozen!r}; allowed is a list of patterns; write [{frozen!r}]"
+        if isinstance(frozen, str) or not _are_texts(frozen):
+            msg = f"`frozen` is {frozen!r}; allowed is a list of patterns; write for example ['head.*']"
             raise FormatError(msg)
         if bits is not None and not _is_mapping(bits):
             msg = f"`bits` is {bits!r}; allowed is pattern -> width; write {{'*': {bits!r}}} for all weights"
             raise FormatError(msg)
         widths = {
-            pattern: check_bits(f"bits[{pattern!r}]", (w,) if isinstance(w, int) else tuple(w), allow_zero=True)
+            pattern: check_bits(f"bits[{pattern!r}]", tuple(w) if isinstance(w, Iterable) else (w,), allow_zero=True)
             for pattern, w in (bits or {}).items()
         }
         return Control(
@@ -259,6 +259,10 @@ def _why_fixed(
 
 def _is_mapping(value: object) -> bool:
     return isinstance(value, Mapping)
+
+
+def _are_texts(values: object) -> bool:
+    return isinstance(values, Iterable) and all(isinstance(value, str) for value in values)
 
 
 def _is_count(value: object) -> bool:

@@ -12,10 +12,11 @@ from torch import nn
 
 from zerobit.cost.amounts import written
 from zerobit.cost.price import AbstractPrice
-from zerobit.cost.usage import usage
+from zerobit.cost.usage import uniform, usage
 from zerobit.cut.apply import QuantNet
 from zerobit.cut.decide import commit
 from zerobit.errors import TrainingError
+from zerobit.graph.ir import Graph
 from zerobit.search.method import check_positive
 from zerobit.search.net import SearchNet
 from zerobit.train.loop import Epoch, Hardware, Phase, cosine, one_cycle, run_phase
@@ -191,7 +192,7 @@ def search(
         extra={"price": price},
     )
     settings = {"recipe": recipe, "method": net.method, "options": net.options.describe(), "price": price.describe()}
-    settings |= _shared(objective, hardware)
+    settings |= {"costs": _figures(net.graph, price), **_shared(objective, hardware)}
     history = run_phase(
         phase, data.train, hardware, fabric=fabric, checkpoint=checkpoint, settings=settings, console=console
     )
@@ -229,6 +230,12 @@ def finetune(
     return run_phase(
         phase, data.train, hardware, fabric=fabric, checkpoint=checkpoint, settings=settings, console=console
     )
+
+
+def _figures(graph: Graph, price: AbstractPrice) -> list[str]:
+    """What each cost says of the network: one of the same name may be another cost."""
+    uses = [usage(graph, uniform(graph, bits)) for bits in (8, 4, 2)]
+    return [f"{float(cost(use)):.9g}" for cost in price.costs for use in uses]
 
 
 def _shared(objective: Objective, hardware: Hardware) -> dict[str, Any]:
