@@ -1,6 +1,7 @@
 """`compress`: every form of budget, the model untouched, and files that come back equal."""
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,17 @@ def test_arguments_that_cannot_be_are_refused_before_training(arguments: dict[st
 
     with pytest.raises(zb.ZerobitError, match=named):
         _compress(loss=loss, **arguments)
+
+
+@pytest.mark.parametrize("loader", [[], (b for b in _loaders()[0]), iter([])], ids=["empty", "generator", "iterator"])
+def test_a_loader_without_length_is_refused_before_anything_is_read(loader: Iterable[Any]) -> None:
+    with pytest.raises(zb.ZerobitError, match=r"`train_loader` has .*length.*use a DataLoader or a list"):
+        zb.compress(SmallNet(), loader, _loaders()[1], budget="25%", device="cpu", progress=False)
+
+
+def test_a_validation_without_batches_is_named() -> None:
+    with pytest.raises(zb.ZerobitError, match=r"`val_loader` gave no batch"):
+        zb.compress(SmallNet(), _loaders()[0], [], budget="25%", device="cpu", progress=False)
 
 
 @pytest.mark.parametrize("loader", [[], [(torch.randn(2, 1, 8, 8),)]])

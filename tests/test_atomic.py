@@ -42,6 +42,12 @@ def test_a_file_that_was_there_keeps_its_permissions(tmp_path: Path) -> None:
     assert S_IMODE(path.stat().st_mode) == 0o666
 
 
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match=r"is a folder; give the name of a file"):
+        _save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_stops_halfway_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_text("old")

@@ -267,6 +267,18 @@ def test_an_option_of_another_format_is_refused(options: tuple[str, ...], run: P
     assert {path: path.read_bytes() for path in run.iterdir()} == before
 
 
+@pytest.mark.parametrize("format_", ["onnx", "tflite", "c"])
+def test_a_folder_that_is_in_the_way_stays(
+    format_: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = _run("export", run, "--format", format_, "--out", ".")
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert tmp_path.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_format_is_written_and_verified(run: Path, tmp_path: Path) -> None:
     folder = _copy(run, tmp_path)
     result = _run("export", folder, "--format", "c", "--name", "digits")
@@ -382,6 +394,9 @@ def test_verify_finds_a_file_of_another_network(run: Path, tmp_path: Path) -> No
         (("export", "nowhere"), "`run` nowhere"),
         (("verify", "nowhere"), "`run` nowhere"),
         (("inspect", "zerobit.zoo.models", "--input", "1,3"), "`target`"),
+        (("inspect", "torch.nn:Linear", "--input", "1,3"), "`target` 'torch.nn:Linear' can't be called"),
+        (("train", "--out", __file__), "which is a file; allowed is a folder"),
+        (("search", "--budget", "size=25%", "--out", __file__), "which is a file; allowed is a folder"),
         (("inspect", "zerobit.zoo.models:resnet9", "--input", "1,3"), "`target`"),
         (("inspect", "no_such_module:net", "--input", "1,3"), "`target`"),
         (("inspect", "zerobit.zoo.models:resnet8", "--input", "1,3,a"), "`input`"),

@@ -50,6 +50,14 @@ def test_channels_suit_the_device_of_a_budget(
     assert seen["multiple_of"] == multiple
 
 
+def test_what_a_run_ends_with_is_there_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zerobit.export.runtimes.onnx_runtime.find_spec", lambda name: None)
+    monkeypatch.setattr("zerobit.workflows.train_task", _stop({}))
+    with pytest.raises(ImportError, match=r"ONNX file, but onnx and onnxruntime not installed: .*'zerobit\[onnx\]'"):
+        compress_task(Settings("digits", tmp_path / "run"), budget=["size=50%"], console=Console(quiet=True))
+    assert not (tmp_path / "run").exists()
+
+
 def test_budgets_are_checked_at_the_size_of_the_task_s_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ResNet-8 is made for 32 x 32; at 16 x 16 its activations are a quarter."""
     x, y = np.zeros((4, 3, 16, 16), np.uint8), np.arange(4)

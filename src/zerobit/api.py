@@ -33,7 +33,7 @@ from zerobit.search.control import Control, Count, Widths
 from zerobit.search.method import AbstractMethod, Granularity, check_method
 from zerobit.search.methods.softmax import ChannelSoftmax
 from zerobit.search.net import SearchNet
-from zerobit.train.loop import Hardware, duration
+from zerobit.train.loop import Hardware, duration, loader_length
 from zerobit.train.objective import Batch, Objective, accuracy, evaluate, split_batch
 from zerobit.train.phases import Data, Recipe, finetune, search
 
@@ -211,6 +211,7 @@ def compress(
     if method is not None:
         check_method(method)
     objective = Objective(loss, metric, batch_format, distillation)
+    loader_length(train_loader)
     chooses = method is None or method.chooses
     price = make_price(budget, strength, max_drop, targets, chooses=chooses)
     job = _Job(
@@ -299,6 +300,9 @@ def _prepare(
     if net.method.start_bits is None and limits:
         net.start_at(min(_start_bits(net, limit) for limit in limits))
     held = [job.objective.read(b, cpu)[:2] for b in itertools.islice(job.data.val, 4)]
+    if not held:
+        msg = "`val_loader` gave no batch; it must give at least one, each time anew; use a DataLoader or a list"
+        raise TrainingError(msg)
     flat = [net.flatten_inputs(a, k) for a, k in held]
     samples = {
         name: torch.cat([row[i] for row in flat])[:_VERIFY_SAMPLES].contiguous()

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import errno
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -16,7 +17,12 @@ def replacing(path: Path) -> Generator[Path]:
 
     Args:
         path: the file to write; its folder is made.
+
+    Raises:
+        OSError: it can't be written, or is a folder.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder; give the name of a file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

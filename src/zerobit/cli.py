@@ -62,7 +62,7 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except (ZerobitError, ValueError, FileNotFoundError, ImportError) as error:
+        except (ZerobitError, ValueError, OSError, ImportError) as error:
             errors.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
 

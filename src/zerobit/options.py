@@ -231,7 +231,7 @@ def make_model(target: str) -> nn.Module:
     """The model that MODULE:FACTORY makes.
 
     Raises:
-        CaptureError: it can't be imported, or makes something else.
+        CaptureError: it can't be imported or called, or makes something else.
     """
     module_name, colon, factory_name = target.partition(":")
     advice = "write MODULE:FACTORY, such as zerobit.zoo.models:resnet8"
@@ -243,7 +243,11 @@ def make_model(target: str) -> nn.Module:
     except (ImportError, AttributeError) as error:
         msg = f"`target` {target!r} can't be imported ({error}); {advice}"
         raise CaptureError(msg) from None
-    model = factory()
+    try:
+        model = factory()
+    except Exception as error:  # a factory of the user's, or a class that wants arguments
+        msg = f"`target` {target!r} can't be called without arguments ({type(error).__name__}: {error}); {advice}"
+        raise CaptureError(msg) from error
     if not isinstance(model, nn.Module):
         msg = f"`target` {target!r} made a {type(model).__name__}; it must make a torch.nn.Module; {advice}"
         raise CaptureError(msg)

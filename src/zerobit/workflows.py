@@ -19,6 +19,7 @@ from zerobit.cut.apply import QuantNet
 from zerobit.cut.decide import check_limits
 from zerobit.cut.store import load
 from zerobit.errors import TrainingError
+from zerobit.export.runtimes.onnx_runtime import absent
 from zerobit.options import make_model, parse_input, parse_strength, parse_widths
 from zerobit.report import Stage, layer_rows, layer_table, stage_table, write_text
 from zerobit.runs import Run, load_float, save_float
@@ -61,6 +62,9 @@ class Settings:
         device: as Fabric's accelerator.
         download: whether to fetch missing data.
         command: as typed, for the record.
+
+    Raises:
+        TrainingError: `out` is a file.
     """
 
     task: str
@@ -72,6 +76,12 @@ class Settings:
     device: str = "auto"
     download: bool = False
     command: str = ""
+
+    def __post_init__(self) -> None:
+        """Look before hours of training, not after."""
+        if self.out.exists() and not self.out.is_dir():
+            msg = f"`out` is {str(self.out)!r}, which is a file; allowed is a folder; choose another name"
+            raise TrainingError(msg)
 
     def load(self) -> tuple[ZooTask, ZooModel]:
         """The task's data and the network's definition.
@@ -131,7 +141,11 @@ def compress_task(
 
     Raises:
         ZerobitError: an argument that can't be, before anything is trained; or as `compress`.
+        ImportError: ONNX files can't be written and run here, before anything is trained.
     """
+    if reason := absent():
+        msg = f"a run ends with an ONNX file, but {reason}"
+        raise ImportError(msg)
     limits, charge = parse_budgets(budget) if budget else None, parse_strength(strength)
     chooses = method is None or method.chooses
     price = make_price(limits, charge, max_drop, targets, chooses=chooses)

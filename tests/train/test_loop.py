@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from killed import Killed, until
 from searches import METHODS, attached
@@ -154,7 +154,12 @@ def test_nothing_is_learned_from_a_bad_step() -> None:
     assert _state(net) == before
 
 
-@pytest.mark.parametrize("loader", [[], (b for b in _data().train), iter([])])
+class _Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        yield torch.zeros(16), 0
+
+
+@pytest.mark.parametrize("loader", [[], (b for b in _data().train), iter([]), DataLoader(_Stream())])
 def test_a_loader_without_batches_or_length_is_refused(loader: Iterable[Any]) -> None:
     data = Data(loader, _data().val)
     with pytest.raises(TrainingError, match=r"`train_loader` has .*length"):

@@ -140,6 +140,21 @@ def test_evaluation_leaves_the_mode_as_it_was() -> None:
         assert net.training == mode
 
 
+def test_nested_inputs_are_weighted_by_their_batch() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.p = nn.Parameter(torch.zeros(1))
+
+        def forward(self, scale: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
+            return pair[0] * scale + pair[1]
+
+    right, wrong = torch.eye(2)[[0, 0, 0]], torch.eye(2)[[0]]
+    scale, zeros = torch.tensor(1.0), torch.zeros(3, dtype=torch.int64)
+    loader = [(scale, (right, right), zeros), (scale, (wrong, wrong), zeros[:1] + 1)]
+    assert evaluate(Pair(), loader, Objective()) == 0.75
+
+
 def test_an_empty_loader_cannot_be_evaluated() -> None:
     with pytest.raises(TrainingError):
         evaluate(_Net(), [], Objective())

@@ -116,7 +116,13 @@ def test_cifar_present_is_not_downloaded_again(cifar: Path) -> None:
     assert len(load_task("cifar10", cifar, download=True).test) == 8
 
 
-def test_cifar_without_data_says_what_to_do() -> None:
+def test_cifar_that_was_downloaded_is_found_without_a_folder(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zerobit.zoo.tasks._cache", lambda: cifar)
+    assert len(load_task("cifar10").test) == 8
+
+
+def test_cifar_without_data_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zerobit.zoo.tasks._cache", lambda: tmp_path)
     with pytest.raises(ValueError, match=r"`data` is None.*download=True"):
         load_task("cifar10")
 

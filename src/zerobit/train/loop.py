@@ -164,7 +164,7 @@ def run_phase(
     """
     fabric = fabric or hardware.fabric()
     console = console or Console(quiet=not hardware.progress, markup=False)
-    steps = _length(loader)
+    steps = loader_length(loader)
     mark = _fingerprint(phase, {**(settings or {}), "steps": steps, "data": getattr(loader, "identity", "")})
     history = _resume(phase, checkpoint, mark, fabric.device)
     base = [float(g["lr"]) for g in phase.optimizer.param_groups] if not history else _base_rates(phase)
@@ -188,8 +188,16 @@ def run_phase(
     return history
 
 
-def _length(loader: Iterable[Any]) -> int:
-    steps = getattr(loader, "__len__", lambda: None)()
+def loader_length(loader: Iterable[Any]) -> int:
+    """Batches of a pass.
+
+    Raises:
+        TrainingError: it has no length, or 0.
+    """
+    try:
+        steps = getattr(loader, "__len__", lambda: None)()
+    except TypeError:  # of a DataLoader whose samples are a stream
+        steps = None
     if not steps:
         what = "has no length" if steps is None else "has length 0"
         msg = f"`train_loader` {what}; it must give at least one batch, each epoch anew; use a DataLoader or a list"

@@ -1,6 +1,6 @@
 """What a network is trained for: the user's loss and metric, the batch format, distillation."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,6 +122,15 @@ def leaves(value: Any) -> list[Tensor]:
     return [t for v in value for t in leaves(v)] if isinstance(value, (tuple, list)) else []
 
 
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All of nested inputs that have a batch dimension."""
+    if isinstance(value, Tensor):
+        yield from (value,) if value.dim() else ()
+    elif isinstance(value, (tuple, list, Mapping)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(part)
+
+
 def to_device(value: Any, device: torch.device) -> Any:
     """Nested tensors moved; image batches as channels_last, in which CPU and GPU convolutions are fastest."""
     if isinstance(value, Tensor):
@@ -145,7 +154,7 @@ def evaluate(net: nn.Module, loader: Iterable[Batch], objective: Objective) -> f
     total, count = 0.0, 0
     for batch in loader:
         args, kwargs, target = objective.read(batch, device)
-        size = next(len(t) for t in (*args, *kwargs.values()) if isinstance(t, Tensor))
+        size = next((len(t) for t in _tensors((args, kwargs))), 1)
         total += float(objective.metric(net(*args, **kwargs), target)) * size
         count += size
     net.train(training)

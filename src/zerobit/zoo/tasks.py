@@ -11,6 +11,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +152,12 @@ def _cifar_candidates(data: Path) -> tuple[Path, Path]:
 
 
 def _find_cifar(data: Path | None) -> Path:
-    advice = "download cifar-10-binary.tar.gz and unpack it there, or load the task with download=True (--download)"
+    advice = (
+        "download cifar-10-binary.tar.gz and unpack it there, or load the task with download=True "
+        "(--download of `zerobit train` and `zerobit search`)"
+    )
+    if data is None and (fetched := _fetched_cifar()) is not None:
+        return fetched
     if data is None:
         msg = f"`data` is None, but the task 'cifar10' needs the folder {_CIFAR_FOLDER}; {advice}"
         raise ValueError(msg)
@@ -200,13 +206,27 @@ def _check_equal_lengths(folder: Path, lengths: list[int]) -> None:
         raise ValueError(msg)
 
 
+def _cache() -> Path:
+    """Where downloads go that are given no folder; pooch is installed."""
+    import pooch
+
+    return Path(pooch.os_cache("zerobit"))
+
+
+def _fetched_cifar() -> Path | None:
+    """The folder of an earlier download, if it is whole."""
+    if find_spec("pooch") is None:
+        return None
+    return next((folder for folder in _cifar_candidates(_cache()) if not _cifar_missing(folder)), None)
+
+
 def _download_cifar(data: Path | None) -> Path:
     try:
         import pooch
     except ImportError:
         msg = "`download` needs pooch; install it with: pip install 'zerobit[zoo]'"
         raise ImportError(msg) from None
-    target = Path(pooch.os_cache("zerobit")) if data is None else data
+    target = _cache() if data is None else data
     for folder in _cifar_candidates(target):
         if not _cifar_missing(folder):
             return folder

@@ -74,7 +74,10 @@ def put_library(library: Library, folder: str | os.PathLike[str], samples: Feeds
         OSError: the folder can't be written.
     """
     files = library_files(library, samples)
-    target = Path(folder)
+    target, here = Path(folder).absolute(), Path.cwd().resolve()
+    if target.resolve() in (here, *here.parents):
+        msg = f"`folder` is {str(folder)!r}, where this command runs, and can't be replaced; give one inside it"
+        raise ExportError(msg)
     if others := _others(target, files):
         msg = f"`folder` {target} holds {others[0]}, which no export made; give an empty folder, or one of an export"
         raise ExportError(msg)

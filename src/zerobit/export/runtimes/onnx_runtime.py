@@ -8,6 +8,12 @@ from zerobit.export.runtimes.base import AbstractRuntime, Exported
 from zerobit.export.writers import ONNX_FILE
 
 
+def absent() -> str:
+    """What is not installed of the packages that write and run ONNX files, and how to get it; "" if all is."""
+    names = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
+    return f"{' and '.join(names)} not installed: pip install 'zerobit[onnx]'" if names else ""
+
+
 class OnnxRuntime(AbstractRuntime):
     """The fused 8-bit graph, against the float32 twin."""
 
@@ -15,8 +21,7 @@ class OnnxRuntime(AbstractRuntime):
 
     def missing(self, exported: Exported) -> str:
         """It is an extra."""
-        absent = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
-        return f"{' and '.join(absent)} not installed: pip install 'zerobit[onnx]'" if absent else ""
+        return absent()
 
     def rows(self, exported: Exported) -> list[LayerComparison]:
         """Of the file in the folder."""
