@@ -299,6 +299,16 @@ def tokens(seed: int) -> Builder:
     return net
 
 
+def spectrogram(seed: int) -> Builder:
+    """Channels and frequencies of each moment as one row: a reshape that no stride describes, then a permutation."""
+    net = Builder((1, 6, 5), seed, signed=bool(seed % 2))
+    x = net.conv("image", "conv", 3, 3, signed=True)
+    rows = net.permute(net.reshape(x, "features", (18, 5)), "moments", (1, 0))
+    y = net.linear(rows, "hidden", 7, signed=bool(seed & 2))
+    net.linear(y, "logits", 4, logits=True)
+    return net
+
+
 def row_perceptron(seed: int) -> Builder:
     """Linear layers on [T, F], one behind the other, without anything between."""
     net = Builder((5, 7), seed, signed=True)
@@ -332,6 +342,7 @@ NETWORKS = [
     chain_of_rescales,
     gated,
     tokens,
+    spectrogram,
     row_perceptron,
     volumes,
     crossed,

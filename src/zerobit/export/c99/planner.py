@@ -95,10 +95,11 @@ class _Planner:
             case Reshape():
                 self._places[op.output] = self._places[op.input]
             case Permute():
-                strides = self._regular(op.input).layout.strides_for(self._tensor(op.input).shape)
+                place = self._regular(op.input)
+                strides = place.layout.strides_for(self._tensor(op.input).shape)
                 assert strides is not None
                 layout = Layout(self._tensor(op.output).shape, tuple(strides[d] for d in op.dims))
-                self._places[op.output] = Place(self._places[op.input].buffer, layout)
+                self._places[op.output] = Place(place.buffer, layout)
             case Concat() | Pad() | Slice() | Expand() | Repeat() | Spread():
                 self._move(op)
             case _:
