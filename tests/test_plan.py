@@ -170,6 +170,13 @@ def _edited(*path: str, value: Any) -> str:
         _edited("activations", "x", "bits", value=7.5),
         _edited("activations", "x", "step", value=0),
         _edited("activations", "x", "step", value="wide"),
+        _edited("activations", "x", "step", value=1e-50),
+        _edited("activations", "x", "signed", value="false"),
+        _edited("weights", "conv.weight", "full_range", value=1),
+        _edited("weights", "conv.weight", "bits", value=[math.inf, 0, 8]),
+        _edited("weights", "conv.weight", "step", value=[1e300, 0, 1]),
+        _edited("activations", "x", "step", value=10**400),
+        _edited("units", "conv", value=math.inf),
     ],
 )
 def test_text_that_is_no_plan_is_refused(text: str) -> None:

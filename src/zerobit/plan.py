@@ -1,13 +1,13 @@
 """`Plan`: the decision as data. Which units stay, and the integer widths and ranges of every named tensor.
 
-A plan is JSON; it can be read, compared and edited by hand. To prune a unit take its number out of `kept`; to change a
-width write another number and, since the step belongs to the width, null for `step`.
+A plan is JSON; it can be read, compared and edited by hand. To prune a unit take its number out of `kept`, and write 0
+for its channels in the `bits` of the weights that make it. To change a weight's widths write others and, since steps
+belong to widths, null for `step`. An activation needs a step of its own: twice as large for a bit less.
 """
 
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -145,17 +145,17 @@ class Plan:
                 units={k: _int(v) for k, v in data["units"].items()},
                 kept={k: _ints(v) for k, v in data["kept"].items()},
                 weights={
-                    k: WeightPlan(_ints(v["bits"]), _floats(v["step"]), bool(v["full_range"]))
+                    k: WeightPlan(_ints(v["bits"]), _floats(v["step"]), _bool(v["full_range"]))
                     for k, v in data["weights"].items()
                 },
                 activations={
-                    k: ActivationPlan(tuple(v["tensors"]), _int(v["bits"]), bool(v["signed"]), float(v["step"]))
+                    k: ActivationPlan(tuple(v["tensors"]), _int(v["bits"]), _bool(v["signed"]), float(v["step"]))
                     for k, v in data["activations"].items()
                 },
             )
         except PlanError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             what = f"{type(error).__name__}: {error}"
             msg = f"`plan` can't be read ({what}); it must be JSON as `Plan.to_json` writes it; make the plan anew"
             raise PlanError(msg) from None
@@ -171,7 +171,8 @@ def _check_steps(argument: str, step: tuple[float, ...], bits: tuple[int, ...]) 
 
 
 def _is_step(value: float) -> bool:
-    return 0 < value < math.inf
+    limits = torch.finfo(torch.float32)
+    return limits.tiny <= value <= limits.max
 
 
 def _fail(argument: str, was: object, allowed: object, advice: str) -> None:
@@ -188,6 +189,13 @@ def _int(value: Any) -> int:
         msg = f"{value} is not a whole number"
         raise ValueError(msg)
     return int(value)
+
+
+def _bool(value: Any) -> bool:
+    if not isinstance(value, bool):
+        msg = f"{value!r} is neither true nor false"
+        raise ValueError(msg)
+    return value
 
 
 def _floats(values: Sequence[Any] | None) -> tuple[float, ...] | None:

@@ -141,12 +141,14 @@ _LINE = st.text(st.characters(exclude_categories=("C", "Z")), max_size=20)
 @st.composite
 def measurements(draw: st.DrawFn) -> Measurement:
     """Any legal row."""
-    op, rank = draw(st.sampled_from(OPS)), draw(st.integers(1, 2))
+    op, rank = draw(st.sampled_from(OPS)), draw(st.integers(1, 3))
     window = st.tuples(*[st.just(1) if op == "linear" else _SIZES] * rank)
     ins = draw(_SIZES)
     value = draw(st.floats(min_value=0, exclude_min=True, allow_infinity=False))
+    kernel, stride = draw(window), draw(window)
+    height = draw(_SIZES) if op == "linear" or rank == 2 else 1
     return Measurement(
-        op, ins, ins if op == "depthwise" else draw(_SIZES), draw(window), draw(window), draw(_SIZES), draw(_SIZES),
+        op, ins, ins if op == "depthwise" else draw(_SIZES), kernel, stride, height, draw(_SIZES),
         draw(st.sampled_from(GRID[1:])), draw(st.sampled_from(GRID[1:])), value,
     )  # fmt: skip
 
@@ -173,7 +175,7 @@ def _text(*lines: list[str], notes: str = "# unit: us\n") -> str:
     ("column", "value"),
     [
         ("op", "pool"), ("in_channels", "0"), ("in_channels", "-1"), ("out_channels", "1.5"), ("out_channels", ""),
-        ("out_channels", "9" * 5000), ("kernel", "3x"), ("kernel", "0x3"), ("kernel", "3x3x3"), ("stride", "2"),
+        ("out_channels", "9" * 5000), ("kernel", "3x"), ("kernel", "0x3"), ("kernel", "3x3x3x3"), ("stride", "2"),
         ("stride", "a"), ("out_height", "x"), ("out_width", "\u00b2"), ("weight_bits", "1"), ("weight_bits", "16"),
         ("activation_bits", "0"), ("value", "0"), ("value", "-1"), ("value", "nan"), ("value", "inf"),
         ("value", "fast"),
@@ -195,6 +197,10 @@ def test_a_cell_that_cannot_be_is_named_by_line_and_column(column: str, value: s
         ("# unit: us\n", r"t.csv, line 2 has the titles \[\]"),
         ("# unit: us\nop,value\n", r"t.csv, line 2 has the titles \['op', 'value'\]"),
         (_text(["linear", *GOOD[1:]]), r"t.csv, line 3, column `kernel` has a window"),
+        (
+            _text([*GOOD[:3], "3", "2", *GOOD[5:]]),
+            r"t.csv, line 3, column `kernel` is '3', where .* is 8; .*3x3",
+        ),
         (_text(["depthwise", *GOOD[1:]]), r"t.csv, line 3, column `in_channels` is 16; allowed is 32"),
         (_text(GOOD, notes="# unit: us\n# unit: ms\n"), r"t.csv, line 2 says 'unit' again"),
         (_text(GOOD, notes="# unit: us\n# channel_multiple: 0\n"), r"t.csv, line 2, column `channel_multiple` is '0'"),

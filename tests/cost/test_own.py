@@ -190,6 +190,12 @@ def _price(function: Callable[[LayerUse], object], grad: bool = False) -> Tensor
         (lambda layer: layer.weight.counts, r"returned the shape \(8,\) at layer 'conv'"),
         (lambda layer: layer.inputs / 0, r"returned inf at layer 'conv'; allowed is finite numbers"),
         (lambda layer: layer.nothing, "failed at layer 'conv' .*AttributeError"),
+        (lambda layer: layer.weight.counts[7] * layer.inputs, "several choices at once"),
+        (lambda layer: layer.weight.counts.sum() * layer.inputs, "another value for several choices at once"),
+        (
+            lambda layer: layer.inputs if layer.weight.counts[..., 7] > 3 else 2 * layer.inputs,
+            "several choices at once",
+        ),
     ],
 )
 def test_a_function_that_returns_something_else_is_refused(
@@ -212,7 +218,10 @@ def test_a_function_is_checked_once_and_counts_as_the_cost_that_it_says() -> Non
     net = scramble(attached("digits"), 1)
     use = usage(net.graph, net.bits(hard=True))
     assert cost(use) == cost(use) == Macs()(use)
-    assert calls == [layer.name for layer in use.layers] * 2
+    names = [layer.name for layer in use.layers]
+    assert calls == [name for name in names for _ in range(3)] + names, (
+        "alone, another choice, both at once; then as it is"
+    )
     assert OWN(use) == Bops()(use)
     assert not cost.per_channel
     assert OWN.per_channel

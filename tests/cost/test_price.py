@@ -13,6 +13,7 @@ from searches import attached, scramble
 from zerobit.cost import AbstractCost, Bops, Macs, Size, TableLatency
 from zerobit.cost.amounts import parse_limit, written
 from zerobit.cost.base import Usage
+from zerobit.cost.own import FunctionCost
 from zerobit.cost.parse import make_price, parse_budgets
 from zerobit.cost.price import AbstractPrice, Budget, Budgets, Strength, reference_cost
 from zerobit.cost.registry import named_cost
@@ -72,6 +73,8 @@ def test_limits_that_can_be_written(cost: AbstractCost, limit: str | float, amou
         (Size(), "%"),
         (Size(), "kB"),
         (Size(), "many"),
+        (FunctionCost("latency", "", lambda layer: layer.inputs), "5ms"),
+        (FunctionCost("latency", "", lambda layer: layer.inputs), "5s"),
         (Size(), "0"),
         (Size(), "0%"),
         (Size(), "-5kB"),
@@ -347,6 +350,10 @@ class _Half(AbstractCost):
     ("value", "unit", "text"),
     [
         (19_339.4, "B", "19,339 B"),
+        (512.0, "B", "512 B"),
+        (0.42, "ms", "0.42 ms"),
+        (1.625, "mJ", "1.625 mJ"),
+        (0.0, "us", "0 us"),
         (0.0052131, "s", "5.213 ms"),
         (2.5, "s", "2.5 s"),
         (1.28e-4, "J", "128 uJ"),

@@ -39,7 +39,7 @@ def _prefix(letters: str, unit: str) -> tuple[str, dict[str, float]]:
     if unit in ("s", "J"):
         return letters.removesuffix(unit), _SMALL_UNITS
     letters = letters.lower()
-    units = (unit.lower() + "s", unit.lower())
+    units = (unit.lower() + "s", unit.lower()) if unit else ()
     return next((letters.removesuffix(u) for u in units if letters.endswith(u)), letters), _UNITS
 
 
@@ -51,8 +51,8 @@ def _number(text: str) -> float | None:
 
 
 def written(value: float, unit: str) -> str:
-    """A value with its unit: "19,339 B"; of seconds and joules with a prefix, "5.21 ms"."""
+    """A value with its unit: "19,339 B", "0.42 ms"; of seconds and joules with a prefix, "5.21 ms"."""
     if unit not in ("s", "J"):
-        return f"{value:,.0f} {unit}"
+        return f"{value:,.0f} {unit}" if value >= 1000 or value == int(value) else f"{value:.4g} {unit}"
     prefix = next((p for p in ("", "m", "u") if value >= _SMALL_UNITS[p]), "n")
     return f"{value / _SMALL_UNITS[prefix]:.4g} {prefix}{unit}"

@@ -32,7 +32,11 @@ class Size(AbstractCost):
 
 @dataclass(frozen=True)
 class Macs(AbstractCost):
-    """Multiplications per sample, whatever their width."""
+    """Multiplications of convolutions and linear layers per sample, whatever their width.
+
+    Those of recurrent layers, of barriers, and of activations with each other (attention) are not counted, here as in
+    all costs that price layers.
+    """
 
     name = "macs"
     unit = "MAC"

@@ -203,6 +203,10 @@ def _row(cells: Mapping[str, str], count: int, place: _Place) -> Measurement:
     row = Measurement(**{column: _READERS.get(column, _whole)(cells[column].strip(), at[column]) for column in COLUMNS})
     if len(row.kernel) != len(row.stride):
         at["stride"].fail(f"is {cells['stride']!r}", "one step for each extent of the kernel", "give as many")
+    if row.op != "linear" and len(row.kernel) != 2 and row.out_height != 1:
+        advice = "write two extents, such as 3x3, or 1 in `out_height`"
+        what = f"is {cells['kernel']!r}, where `out_height` is {row.out_height}"
+        at["kernel"].fail(what, "one extent for each dimension", advice)
     if row.op == "linear" and (set(row.kernel) != {1} or set(row.stride) != {1}):
         at["kernel"].fail("has a window", "kernel 1 and stride 1 of a linear layer", "write 1 in both")
     if row.op == "depthwise" and row.in_channels != row.out_channels:
@@ -232,8 +236,8 @@ def _bits(text: str, place: _Place) -> int:
 
 def _extents(text: str, place: _Place) -> tuple[int, ...]:
     parts = text.split("x")
-    if not all(_is_whole(part) for part in parts) or len(parts) > 2:
-        place.fail(f"is {text!r}", "one or two whole numbers from 1, such as 3x3", "write these")
+    if not all(_is_whole(part) for part in parts) or len(parts) > 3:
+        place.fail(f"is {text!r}", "one to three whole numbers from 1, such as 3x3", "write these")
     return tuple(int(part) for part in parts)
 
 

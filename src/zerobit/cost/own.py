@@ -1,9 +1,9 @@
 """Costs that users bring along: a Python function, or a file of figures."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -74,9 +74,25 @@ class FunctionCost(AbstractCost):
             self._fail(layer, f"the shape {tuple(value.shape)}", f"one that broadcasts to {shape}", advice)
         elif not bool(value.isfinite().all()):
             self._fail(layer, f"{value.tolist()}", "finite numbers", "take care of layers without channels")
+        self._check_several(layer, value)
         return value
 
-    def _fail(self, layer: LayerUse, was: str, allowed: str, advice: str) -> None:
+    @torch.no_grad()
+    def _check_several(self, layer: LayerUse, value: Tensor) -> None:
+        """A projection prices hundreds of choices in one call: each must cost what it does alone."""
+        other = _halved(layer)
+        shape = _batch(layer)
+        alone = torch.stack([one.expand(shape) for one in (value, self.function(other))])
+        advice = "take widths from the last dimension (counts[..., 5]), and use torch.where instead of if"
+        try:
+            both: Any = self.function(_stacked(layer, other)).expand(2, *shape)
+        except Exception as error:
+            was = f"{type(error).__name__} ({error})"
+            self._fail(layer, was, "a value for each of several choices at once", advice)
+        if not torch.allclose(both, alone, rtol=1e-9, atol=0):
+            self._fail(layer, "another value for several choices at once", "what each costs alone", advice)
+
+    def _fail(self, layer: LayerUse, was: str, allowed: str, advice: str) -> NoReturn:
         msg = (
             f"`function` of the cost {self.name} returned {was} at layer {layer.name!r}; allowed is {allowed}; {advice}"
         )
@@ -86,6 +102,24 @@ class FunctionCost(AbstractCost):
 def _batch(layer: LayerUse) -> tuple[int, ...]:
     parts = layer.weight.counts.shape[:-1], layer.weight.fan_in.shape, layer.inputs.shape, layer.positions.shape
     return tuple(torch.broadcast_shapes(*parts))
+
+
+def _halved(layer: LayerUse) -> LayerUse:
+    """With half of its channels removed, and half of its inputs."""
+    counts = layer.weight.counts / 2
+    counts = torch.cat([counts[..., :1] + counts.sum(-1, keepdim=True), counts[..., 1:]], -1)
+    weight = replace(layer.weight, counts=counts, fan_in=layer.weight.fan_in / 2)
+    return replace(layer, weight=weight, inputs=layer.inputs / 2)
+
+
+def _stacked(one: LayerUse, other: LayerUse) -> LayerUse:
+    """Two choices for a layer as one use."""
+    weight = replace(
+        one.weight,
+        counts=torch.stack([one.weight.counts, other.weight.counts]),
+        fan_in=torch.stack([one.weight.fan_in, other.weight.fan_in]),
+    )
+    return replace(one, weight=weight, inputs=torch.stack([one.inputs, other.inputs]))
 
 
 def _expands(shape: torch.Size, to: tuple[int, ...]) -> bool:

@@ -158,7 +158,8 @@ class _Reader:
         for row in given.values():
             fits = isinstance(row, list) and len(row) == columns and all(_is_positive(v) for v in row)
             self._require(fits, "macs_per_cycle", allowed)
-        return {width: tuple(map(float, given[str(width)])) for width in widths}
+        by_width = {int(key): row for key, row in given.items()}
+        return {width: tuple(map(float, by_width[width])) for width in widths}
 
     def _widths(self, key: str, widths: Any) -> tuple[int, ...]:
         """Every network starts at 8 bit, and what is left in float counts as the widest: 8 has to be there."""
