@@ -73,6 +73,45 @@ def test_integers_equal_the_twin(row: MixedCase, written: Any) -> None:
         assert all(r.values for r in rows)
 
 
+class _Ids(nn.Module):
+    """Hands an input of integers out as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.hidden, self.head = nn.Embedding(11, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        return self.head(torch.relu(self.hidden(self.words(ids).mean(1)))), ids
+
+
+class _Fixed(nn.Module):
+    """Takes one batch size only."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.batch, self.hidden, self.head = batch, nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = self.head(torch.relu(self.hidden(x)).reshape(self.batch, 8)).reshape(self.batch, 2, 2)
+        return torch.softmax(pairs, -1).reshape(self.batch, 4)
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [(_Ids(), torch.arange(28).reshape(4, 7) % 11), (_Fixed(128), torch.randn(128, 6))],
+    ids=["input handed out", "one batch of 128"],
+)
+@pytest.mark.filterwarnings("ignore:.*batch:UserWarning")
+def test_forms_of_inputs_and_outputs(model: nn.Module, x: Tensor, tmp_path: Path) -> None:
+    net = attach(model.eval(), x, ChannelSoftmax())
+    small = apply(net, decide(net)).eval()
+    graph = lower(small)
+    path = export_onnx(small, tmp_path / "model.onnx")
+    rows = verify_onnx(graph, path, {name: x.numpy() for name in graph.inputs})
+    assert [row for row in rows if row.differences] == []
+    assert sum(row.values for row in rows) > 0
+
+
 @every_case
 def test_islands_agree_with_torch_but_for_the_last_bits(row: MixedCase, written: Any) -> None:
     _, graph, path = written(row)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from zerobit.errors import ExportError
 from zerobit.export.onnx_builder import Builder
@@ -56,6 +56,8 @@ def write_op(builder: Builder, op: Operation, final: Mapping[str, str]) -> None:
         case Feed():
             real = _normalised(builder, op)
             builder.real[output] = builder.node_to("Identity", [real], final[output]) if output in final else real
+            if op.mean is None and op.std is None:
+                builder.types[output] = helper.np_dtype_to_tensor_dtype(op.dtype)
         case QuantizeFloat():
             builder.quantize(_single_precision(builder, op.input), op)
         case Conv():

@@ -17,7 +17,8 @@ def weights_with_bias(
     """Round biases to the unit of their accumulators.
 
     A bias can be so large in units of its channel's weights that 32 bits don't hold it: next to it these weights
-    count for nothing, or are zero. Such a channel gets a larger step, by a power of two.
+    count for nothing, or are zero. Such a channel gets a larger step, by a power of two. One whose weights alone are
+    more than 32 bits hold stays as it is, for the check of the graph to refuse.
 
     Args:
         values: integers [O, ...].
@@ -27,9 +28,9 @@ def weights_with_bias(
         source: what the layer reads.
     """
     channels = values.reshape(len(values), -1).astype(np.int64)
-    room = np.maximum(INT32_MAX - np.abs(channels).sum(1) * largest(source), 1)
+    room = INT32_MAX - np.abs(channels).sum(1) * largest(source)
     unit = np.float64(source.step) * step.astype(np.float64)
-    excess = np.maximum(np.abs(bias) / unit / room, 1.0)
+    excess = np.maximum(np.abs(bias) / unit / np.where(room > 0, room, np.inf), 1.0)
     factor = np.exp2(np.ceil(np.log2(excess)))
     coarser = np.rint(channels / factor[:, None]).astype(np.int8).reshape(values.shape)
     return Weights(coarser, bits, (step * factor).astype(np.float32), np.rint(bias / (unit * factor)).astype(np.int32))

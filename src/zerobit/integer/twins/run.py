@@ -26,7 +26,7 @@ def run_twin(
         rule: how the runtime rounds.
         x: [N, *shape], or one such array per graph input by name.
         keep: return every tensor, and not only the outputs.
-        batch_size: images at a time; bounds memory, changes no result.
+        batch_size: images at a time; bounds memory, changes no result. A network of one batch size gets all at once.
         floats: what to take for the float tensors that islands make, for all of `x` at once; torch computes them
             if None.
 
@@ -36,7 +36,7 @@ def run_twin(
     Raises:
         ZerobitError: an input is missing, has the wrong shape or holds a NaN.
     """
-    if floats is not None:
+    if floats is not None or graph.batch is not None:
         batch_size = sys.maxsize
     parts = [walk(graph, rule, feeds, keep, floats) for feeds in batches(graph, x, batch_size)]
     if len(parts) == 1:
