@@ -21,6 +21,7 @@ from zerobit.export.onnx_run import open_session
 from zerobit.export.verify import verify_onnx
 from zerobit.integer import walk
 from zerobit.integer.ir import (
+    Add,
     Conv,
     IntegerGraph,
     IntegerTensor,
@@ -32,6 +33,7 @@ from zerobit.integer.ir import (
     clip_range,
     makes,
 )
+from zerobit.integer.twins.float32 import OnnxRuntimeRule
 from zerobit.integer.walk import run_island
 
 CONTAINERS = ["packcast", "int8", "exact"]
@@ -319,3 +321,23 @@ def test_rows_count_what_differs():
         LayerComparison("c", "some", 0, 0, 0.0),
     ]
     assert joined([[LayerComparison("a", "some", 5, 1, 0.5)], rows[1:2]]) == [LayerComparison("a", "some", 9, 3, 4.0)]
+
+
+@pytest.mark.parametrize("repeated", ["left", "right"])
+def test_a_sum_that_repeats_one_side_rounds_as_the_runtime_does(repeated: str, tmp_path: Path) -> None:
+    """All pairs of bytes, at scales where the order of the two fused multiply-adds shows."""
+    levels = np.arange(256, dtype=np.float32)[:, None]
+    for steps in np.random.default_rng(0).uniform(0.01, 0.03, (200, 3)).astype(np.float32):
+        shapes = (256, 1), (256, 256), (256, 256)
+        a, b, y = (IntegerTensor(name, *rest) for name, *rest in zip("aby", shapes, steps, strict=True))
+        if (OnnxRuntimeRule().add(levels, levels.T, a, b, y) != OnnxRuntimeRule().add(levels.T, levels, b, a, y)).any():
+            break
+    else:
+        pytest.fail("no scales show it")
+    names = ("a", "b") if repeated == "left" else ("b", "a")
+    graph = IntegerGraph((a, b, y), (Quantize("xa", "a"), Quantize("xb", "b"), Add(*names, "y")), ("y",)).validate()
+    path = write_onnx(graph, tmp_path / "model.onnx")
+    every = np.arange(256, dtype=np.float32)
+    feeds = {"xa": every.reshape(1, 256, 1) * a.step, "xb": np.tile(every, (1, 256, 1)) * b.step}
+    rows = [row for row in layer_rows(graph, path, feeds) if row.layer == "y"]
+    assert [(row.differences, row.values) for row in rows[:1]] == [(0, 65_536)]

@@ -164,7 +164,8 @@ def compute(
         case Linear():
             return _layer(op, linear_accumulators(x[0], op, sources[0]), sources[0], target, rule)
         case Add():
-            return _pairwise(op, x, sources, target, rule.add)
+            turn = -1 if _repeats_left(*(source.shape for source in sources)) else 1
+            return _pairwise(op, x[::turn], sources[::turn], target, rule.add)
         case Subtract():
             return _pairwise(op, x, sources, target, rule.subtract)
         case Multiply():
@@ -229,6 +230,15 @@ def saturate(result: Array, op: Op, target: IntegerTensor) -> Array:
 def _levels(tensor: IntegerTensor) -> Array:
     """All 256 values of the tensor's type, in the order of their bytes; an index for tables."""
     return np.arange(256, dtype=np.uint8).view(tensor.dtype)
+
+
+def _repeats_left(left: Sequence[int], right: Sequence[int]) -> bool:
+    """Whether a sum takes one value on the left for many on the right, innermost.
+
+    ONNX Runtime's kernel turns such a sum around, which its rounding shows; in fixed point both orders are the same.
+    """
+    pairs = [(a, b) for a, b in zip(left, right, strict=True) if max(a, b) > 1]
+    return bool(pairs) and pairs[-1][0] == 1 < pairs[-1][1]
 
 
 def _pairwise(
