@@ -222,7 +222,7 @@ REFUSED: dict[str, tuple[Call, str]] = {
     "addmm": (lambda m, x: torch.addmm(m.six, x.flatten(1), m.wide, beta=2), COMPUTED),
     "addmm, computed": (lambda m, x: torch.addmm(m.six, x.flatten(1), m.wide.relu()), COMPUTED),
     "addmm of a row each": (lambda m, x: torch.addmm(m.six[None] + x[:, 0, 0, :1], x.flatten(1), m.wide), COMPUTED),
-    "addmm of a plane": (lambda m, x: torch.addmm(m.row, x.flatten(1), m.wide), "its bias is no vector"),
+    "addmm of a plane": (lambda m, x: torch.addmm(m.row, x.flatten(1), m.wide), "its bias is no vector of its outputs"),
     "embedding": (lambda m, x: F.embedding((x > 0).long(), m.table.relu()), COMPUTED),
     "no batch": (lambda m, x: x + F.linear(x.sum((0, 1, 2)), m.square), "its input has no batch dimension"),
     "vector": (lambda m, x: torch.matmul(x, m.shift), "a product with a vector"),

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from zerobit.graph.constants import fold_constants
 from zerobit.graph.describe import describe
 from zerobit.graph.edits import add_operand, bypass, drop_unused, replace_tensor
-from zerobit.graph.ir import Graph, Kind, Op
+from zerobit.graph.ir import Graph, Kind, Op, Rows
 from zerobit.graph.program import Program
 
 #: Position of the bias among the arguments of conv and linear calls.
@@ -37,7 +37,7 @@ def fold_batch_norm(program: Program) -> Program:
 
 
 def _foldable(layer: Op, graph: Graph) -> bool:
-    if layer.kind not in (Kind.CONV, Kind.LINEAR):
+    if layer.kind not in (Kind.CONV, Kind.LINEAR) or layer.rows != Rows():  # a product's weight is [I, O]
         return False
     alone = len(graph.consumers(layer.name)) == 1 and layer.name not in graph.outputs
     channels_last = layer.kind is Kind.LINEAR and len(graph.shapes[layer.name]) != 2

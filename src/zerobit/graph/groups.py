@@ -34,7 +34,7 @@ def find_groups(graph: Graph) -> Graph:
             state.pin(name, "an output of the network")
         else:
             _pin_parameter(name, "an output of the network", state)
-    for name in state.masked:
+    for name in sorted(state.masked):
         _pin_beside_batch(name, graph, state)
     _settle_products(state)
     return replace(graph, groups=tuple(_read_off(state, graph)))

@@ -144,15 +144,19 @@ def _avg_pool(graph: Graph, op: Op) -> str | None:
     before, after = graph.shapes[op.inputs[0]][2:], graph.shapes[op.name][2:]
     if op.attrs.get("divisor_override") is not None:
         return "it divides by a number of its own"
+    if (reason := _windows(graph, op)) is not None:
+        return reason
     if "kernel" not in op.attrs and any(i % o for i, o in zip(before, after, strict=True)):
         return f"its windows over {before} are of unequal size for an output of {after}"
-    return _windows(graph, op)
+    return None
 
 
 def _windows(graph: Graph, op: Op) -> str | None:
     if op.attrs.get("ceil_mode"):
         return "its last window may be incomplete"
-    return None if len(graph.shapes[op.name]) in _RANKS else "it does not work on sequences, images or volumes"
+    if len(graph.shapes[op.name]) not in _RANKS:
+        return "it does not work on sequences, images or volumes"
+    return None if op.attrs["rank"] == len(graph.shapes[op.name]) - 2 else "its windows lie over channels or the batch"
 
 
 def _mean(graph: Graph, op: Op) -> str | None:

@@ -134,7 +134,11 @@ class LinearRule(AbstractRule):
             return refuse(op, COMPUTED)
         if len(shapes[op.inputs[0]]) < 2:
             return refuse(op, "its input has no batch dimension")
-        return as_kind(_layer_op(op, arguments), Kind.LINEAR)
+        layer = _layer_op(op, arguments)
+        weight = shapes[arguments["weight"].name]
+        if len(weight) != 2 or (layer.bias is not None and tuple(shapes[layer.bias]) != tuple(weight[:1])):
+            return refuse(op, "its weight is no matrix, or its bias no vector of its outputs")
+        return as_kind(layer, Kind.LINEAR)
 
     def couple(self, op: Op, state: AxisState) -> Axes:
         """New channels on the last dimension; channels on any other one pass through."""
@@ -152,8 +156,8 @@ class AddmmRule(AbstractRule):
         scaled = arguments["alpha"] != 1 or arguments["beta"] != 1
         if scaled or is_parameter(x, op) or not is_parameter(weight, op) or not is_parameter(bias, op):
             return refuse(op, COMPUTED)
-        if len(shapes[bias.name]) != 1:
-            return refuse(op, "its bias is no vector")
+        if tuple(shapes[bias.name]) != tuple(shapes[weight.name][1:]):
+            return refuse(op, "its bias is no vector of its outputs")
         return as_kind(replace(op, weight=weight.name, bias=bias.name, inputs=op.inputs[:1], rows=Rows(1)), Kind.LINEAR)
 
     def couple(self, op: Op, state: AxisState) -> Axes:

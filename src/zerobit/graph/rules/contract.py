@@ -35,7 +35,7 @@ class MatmulRule(AbstractRule):
 
     def couple(self, op: Op, state: AxisState) -> Axes:
         """What runs side by side is united, what is summed over must read as zero."""
-        if op.kind is Kind.LINEAR:
+        if op.weight is not None:
             return couple_linear(op, state)
         factors = [(state.axes(name), state.shapes[name]) for name in op.attrs["operands"]]
         return contract(op, state, factors, op.attrs["terms"], op.attrs["result"])

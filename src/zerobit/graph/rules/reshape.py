@@ -96,7 +96,9 @@ class ReshapeRule(AbstractRule):
             return {}
         start = int(arguments["dim"]) % len(cut.before[name]) if "dim" in arguments and "sizes" in arguments else 0
         changed = {
-            d - start for d, (old, new) in enumerate(zip(cut.before[name], cut.after[name], strict=True)) if old != new
+            d - start
+            for d, (old, new) in enumerate(zip(cut.before[name], cut.after[name], strict=True))
+            if old != new and 0 <= d - start < len(sizes)
         }
         new = [cut.after[name][d + start] if d in changed and size != -1 else size for d, size in enumerate(sizes)]
         for d in changed:
