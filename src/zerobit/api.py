@@ -111,7 +111,7 @@ class Result:
         """Compare an exported file with the integer reference, value by value.
 
         Args:
-            path: a file that `export` wrote; a temporary one if None.
+            path: an ONNX file that `export` wrote; a temporary one if None. For other formats: `zerobit verify`.
         """
         import tempfile
 
