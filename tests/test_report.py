@@ -29,7 +29,7 @@ def test_a_table_of_many_costs_is_whole_in_80_columns() -> None:
             assert name in text
             assert text.count(value) == 3
     assert text.count("12,501,632") == 4
-    assert "…" not in text
+    assert "\u2026" not in text
 
 
 @pytest.mark.parametrize(("metric", "shown"), [("accuracy", ("81.50 %", "81.47 %")), ("r2", ("0.815", "0.8147"))])

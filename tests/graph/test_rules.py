@@ -219,6 +219,10 @@ REFUSED: dict[str, tuple[Call, str]] = {
     "conv_transpose": (lambda m, x: F.conv_transpose2d(x, m.grouped_back.relu(), groups=2), COMPUTED),
     "linear": (lambda m, x: F.linear(x, m.square.clone()), COMPUTED),
     "linear of a parameter": (lambda m, x: x + F.linear(m.plane, m.square), "it reads parameters only"),
+    "linear with a vector": (
+        lambda m, x: F.linear(x, m.shift),
+        "its weight is no matrix, or its bias no vector of its outputs",
+    ),
     "addmm": (lambda m, x: torch.addmm(m.six, x.flatten(1), m.wide, beta=2), COMPUTED),
     "addmm, computed": (lambda m, x: torch.addmm(m.six, x.flatten(1), m.wide.relu()), COMPUTED),
     "addmm of a row each": (lambda m, x: torch.addmm(m.six[None] + x[:, 0, 0, :1], x.flatten(1), m.wide), COMPUTED),

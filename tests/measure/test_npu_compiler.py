@@ -287,8 +287,9 @@ def test_a_fit_to_the_compiler_is_a_cost_that_a_search_uses(tmp_path: Path) -> N
     assert len(table.rows) == 6
     assert all(row.value > 0 for row in table.rows)
     result = command(
-        "search", "--task", "digits", "--target", out, "--budget", "npu=50%", *SHORT, "--out", tmp_path / "r"
-    )
+        "search", "--task", "digits", "--target", out, "--budget", "npu=50%", "--multiple-of", 1, *SHORT,
+        "--out", tmp_path / "r",
+    )  # fmt: skip
     assert result.exit_code == 0, result.output
     definition = zoo_model("digits")
     example = torch.zeros(1, *definition.input_shape)
