@@ -191,6 +191,7 @@ def _price(function: Callable[[LayerUse], object], grad: bool = False) -> Tensor
         (lambda layer: layer.inputs / 0, r"returned inf at layer 'conv'; allowed is finite numbers"),
         (lambda layer: layer.nothing, "failed at layer 'conv' .*AttributeError"),
         (lambda layer: layer.weight.counts[7] * layer.inputs, "several choices at once"),
+        (lambda layer: {8.0: layer.inputs}[float(layer.weight.counts[..., 7])], "several choices at once"),
         (lambda layer: layer.weight.counts.sum() * layer.inputs, "another value for several choices at once"),
         (
             lambda layer: layer.inputs if layer.weight.counts[..., 7] > 3 else 2 * layer.inputs,

@@ -82,9 +82,9 @@ class FunctionCost(AbstractCost):
         """A projection prices hundreds of choices in one call: each must cost what it does alone."""
         other = _halved(layer)
         shape = _batch(layer)
-        alone = torch.stack([one.expand(shape) for one in (value, self.function(other))])
         advice = "take widths from the last dimension (counts[..., 5]), and use torch.where instead of if"
         try:
+            alone = torch.stack([one.expand(shape) for one in (value, self.function(other))])
             both: Any = self.function(_stacked(layer, other)).expand(2, *shape)
         except Exception as error:
             was = f"{type(error).__name__} ({error})"
