@@ -165,7 +165,7 @@ def run_phase(
     fabric = fabric or hardware.fabric()
     console = console or Console(quiet=not hardware.progress, markup=False)
     steps = loader_length(loader)
-    mark = _fingerprint(phase, {**(settings or {}), "steps": steps, "data": getattr(loader, "identity", "")})
+    mark = "" if checkpoint is None else _fingerprint(phase, loader, {**(settings or {}), "steps": steps})
     history = _resume(phase, checkpoint, mark, fabric.device)
     base = [float(g["lr"]) for g in phase.optimizer.param_groups] if not history else _base_rates(phase)
     for group, lr in zip(phase.optimizer.param_groups, base, strict=True):
@@ -252,11 +252,12 @@ def one_cycle(progress: float, *, peak: float = 0.25, start: float = 0.04) -> fl
 # ------------------------------------------------------------------------------------------- checkpoints
 
 
-def _fingerprint(phase: Phase, settings: Mapping[str, Any]) -> str:
-    """Of the settings and of the weights that the phase starts from."""
+def _fingerprint(phase: Phase, loader: Iterable[Any], settings: Mapping[str, Any]) -> str:
+    """Of the settings, the data, and the weights that the phase starts from."""
     state = phase.net.state_dict()
     shapes = {name: tuple(t.shape) for name, t in state.items()}
-    text = json.dumps([phase.name, phase.epochs, shapes, dict(settings)], sort_keys=True, default=str)
+    data = getattr(loader, "identity", "")
+    text = json.dumps([phase.name, phase.epochs, shapes, data, dict(settings)], sort_keys=True, default=str)
     mark = hashlib.sha256(text.encode())
     for name, tensor in state.items():
         if not name.startswith("slots."):  # ours are fitted; the last digit may depend on the machine
