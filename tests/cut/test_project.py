@@ -196,6 +196,17 @@ def test_units_are_assigned_to_the_places_of_their_group(name: str, seed: int) -
     assert (pricing.totals(found) == pricing.totals(start)).all()
 
 
+def test_prices_that_are_remembered_are_those_of_the_selection_as_it_is_now() -> None:
+    graph, offer, keep = random_offer("digits", 5)
+    limits = limits_at(graph, offer, ("size", "bops"), 0.5)
+    pricing, selection = Pricing(graph, limits), Selection(offer, keep.copy(), largest(offer).column.copy())
+    for unit in [*range(len(keep)), *reversed(range(len(keep)))]:  # more selections than are remembered, each twice
+        selection.keep[unit] ^= True
+        anew = Pricing(graph, limits)
+        assert (pricing.totals(selection) == anew.totals(selection)).all()
+        assert (pricing.prices(selection).unit == anew.prices(selection).unit).all()
+
+
 @pytest.mark.parametrize("names", [("size",), ("ne16",), ("bops", "ram")])
 def test_units_stay_in_multiples_and_as_many_as_must(names: tuple[str, ...]) -> None:
     graph, offer, _ = random_offer("digits", 4)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from zerobit.quant import ranges
 from zerobit.quant.ranges import least_squares_step, min_max_step
 
 
@@ -48,6 +49,16 @@ def test_rows_do_not_see_each_other(values: int) -> None:
     x = torch.randn(5, values, generator=torch.Generator().manual_seed(0)) * scales
     together = least_squares_step(x, -1, 1)
     assert torch.equal(together, torch.cat([least_squares_step(row[None], -1, 1) for row in x]))
+
+
+@pytest.mark.parametrize("shape", [(16, 27), (64, 576), (3, 50_000)])
+def test_clips_tried_together_give_the_step_of_one_after_the_other(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) ** 3
+    together = least_squares_step(x, -7, 7)
+    monkeypatch.setattr(ranges, "_AT_ONCE", 1)
+    assert torch.equal(together, least_squares_step(x, -7, 7))
 
 
 def test_min_max_step_is_the_published_one() -> None:

@@ -1,5 +1,6 @@
 """Making a `Usage`: what a graph uses of a device at given widths."""
 
+from collections.abc import Iterable
 from functools import cache
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from zerobit.bits import BitDist, NetBits
 from zerobit.cost.base import LayerUse, Usage, WeightUse
 from zerobit.cost.liveness import make_values
-from zerobit.graph.ir import Graph, Kind, Op
+from zerobit.graph.ir import Graph, Kind, Op, Shape
 from zerobit.quant.placement import activation_sites, place
 
 
@@ -22,7 +23,7 @@ def usage(graph: Graph, bits: NetBits) -> Usage:
     axis = AxisKeep(graph, bits)
     weights = {name: WeightUse(name, bits.weights[name].p.sum(-2), _fan_in(graph, name, axis)) for name in graph.rows}
     layers = [_layer_use(graph, op, weights[op.weight], bits, axis) for op in graph.weighted if op.weight is not None]
-    rest = sum((_count(graph, name, axis) for name in graph.float_weights), torch.zeros((), dtype=torch.float64))
+    rest = sum((axis.product(name) for name in graph.float_weights), torch.zeros((), dtype=torch.float64))
     return Usage(tuple(weights.values()), tuple(layers), rest, lambda: make_values(graph, axis.gone, bits))
 
 
@@ -34,19 +35,29 @@ class AxisKeep:
     """
 
     def __init__(self, graph: Graph, bits: NetBits) -> None:
-        self._size = {**graph.shapes, **graph.parameters}
+        self._graph = graph
         self.gone = {name: (1 - keep).sum(-1) for name, keep in bits.keep.items()}
-        self._along: dict[tuple[str, int], list[tuple[str, int]]] = {}
-        for group in graph.groups:
-            for member in group.members:
-                self._along.setdefault((member.tensor, member.dim), []).append((group.name, member.index.shape[1]))
 
-    def __call__(self, tensor: str, dim: int) -> Tensor:
-        """Expected extent of dimension `dim` of a tensor, float64 [...]."""
-        result = torch.as_tensor(float(self._size[tensor][dim]), dtype=torch.float64)
-        for group, positions in self._along.get((tensor, dim), ()):
-            result = result - self.gone[group] * positions
+    def __call__(self, tensor: str, dim: int) -> Tensor | float:
+        """Expected extent of dimension `dim` of a tensor, float64 [...]; a number where it is the same for all choices.
+
+        Most are: a tensor for each would take most of the time of pricing a network.
+        """
+        result: Tensor | float = float(self._shape(tensor)[dim])
+        for group, member in self._graph.groups_along(tensor, dim):
+            result = result - self.gone[group.name] * member.index.shape[1]
         return result
+
+    def product(self, tensor: str, dims: Iterable[int] | None = None) -> Tensor:
+        """Expected number of values along some dimensions of a tensor, all of them if None; float64 [...]."""
+        result: Tensor | float = 1.0
+        for dim in range(len(self._shape(tensor))) if dims is None else dims:
+            result = result * self(tensor, dim)
+        return torch.as_tensor(result, dtype=torch.float64)
+
+    def _shape(self, tensor: str) -> Shape:
+        graph = self._graph
+        return graph.shapes[tensor] if tensor in graph.shapes else graph.parameters[tensor]
 
 
 def _fan_in(graph: Graph, weight: str, axis: AxisKeep) -> Tensor:
@@ -56,13 +67,10 @@ def _fan_in(graph: Graph, weight: str, axis: AxisKeep) -> Tensor:
     of them: with one input each, whole groups go; with several, as many from each.
     """
     shape, rows = graph.parameters[weight], graph.rows[weight]
-    result = torch.ones((), dtype=torch.float64)
-    for dim in range(len(shape)):
-        if dim == 0 and rows.groups > 1:
-            result = result if shape[0] == rows.groups else result * axis(weight, 0) / rows.groups
-        elif dim != rows.dim:
-            result = result * axis(weight, dim)
-    return result
+    if rows.groups == 1:
+        return axis.product(weight, [dim for dim in range(len(shape)) if dim != rows.dim])
+    per_group = 1.0 if shape[0] == rows.groups else axis(weight, 0) / rows.groups
+    return per_group * axis.product(weight, [dim for dim in range(1, len(shape)) if dim != rows.dim])
 
 
 def _layer_use(graph: Graph, op: Op, weight: WeightUse, bits: NetBits, axis: AxisKeep) -> LayerUse:
@@ -120,31 +128,22 @@ def _channel_dim(graph: Graph, op: Op, tensor: str) -> int:
 
 def _inputs(graph: Graph, op: Op, axis: AxisKeep) -> Tensor:
     if op.kind is Kind.EMBEDDING:  # integers have no channels; each stands for a vector of one place per row
-        return axis(op.weight or "", 1 - op.rows.dim)
-    return axis(op.inputs[0], _channel_dim(graph, op, op.inputs[0]))
+        return axis.product(op.weight or "", [1 - op.rows.dim])
+    return axis.product(op.inputs[0], [_channel_dim(graph, op, op.inputs[0])])
 
 
 def _positions(graph: Graph, op: Op, axis: AxisKeep) -> Tensor:
     if op.kind is Kind.EMBEDDING:
         return torch.zeros((), dtype=torch.float64)
     tensor = op.inputs[0] if op.kind is Kind.CONV_TRANSPOSE else op.name
-    result = torch.ones((), dtype=torch.float64)
-    for dim in range(len(graph.shapes[tensor])):
-        result = result if dim == _channel_dim(graph, op, tensor) else result * axis(tensor, dim)
-    return result
+    channels = _channel_dim(graph, op, tensor)
+    return axis.product(tensor, [dim for dim in range(len(graph.shapes[tensor])) if dim != channels])
 
 
 def _stored_as(graph: Graph, tensor: str, bits: NetBits) -> BitDist | None:
     """Widths of the quantizer that a value went through, if any."""
     source = place(graph).governor.get(tensor)
     return None if source is None else bits.activations[source]
-
-
-def _count(graph: Graph, name: str, axis: AxisKeep) -> Tensor:
-    result = torch.ones((), dtype=torch.float64)
-    for dim in range(len(graph.parameters[name])):
-        result = result * axis(name, dim)
-    return result
 
 
 def uniform(graph: Graph, bits: int, activations: int = 8) -> NetBits:

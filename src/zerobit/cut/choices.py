@@ -6,7 +6,7 @@ compared in one expression. A width is owned by an output channel, by a layer, o
 A selection's value is a sum over the steps it takes: one for each unit that stays and one for each width that a channel
 is raised above its narrowest. A step that the search took is worth its log odds; one that it did not take is worth a
 little, less the surer the search was: what is left of a budget is spent on something.
-Shape legend: U units of all groups, O owners, C output channels of a weight, B = len(GRID).
+Shape legend: U units of all groups, O owners, C output channels of a weight, N of all weights, B = len(GRID).
 """
 
 from collections.abc import Mapping, Sequence
@@ -72,6 +72,32 @@ class Offer:
     searched: Bools | None = None
 
     @cached_property
+    def rows(self) -> Mapping[str, slice]:
+        """Weight -> place of its output channels among those of all weights, N."""
+        ends = np.cumsum([0, *(len(owner) for owner in self.owner.values())]).tolist()
+        return {name: slice(*ends[i : i + 2]) for i, name in enumerate(self.owner)}
+
+    @cached_property
+    def channel_owner(self) -> Ints:
+        """[N], owner of each output channel's width."""
+        return np.concatenate([np.zeros(0, dtype=np.int64), *self.owner.values()])
+
+    @cached_property
+    def channel_units(self) -> Ints:
+        """[G, N], the units that each output channel goes with, -1 where there is no further one."""
+        most = max((len(units) for units in self.unit.values()), default=0)
+        result = np.full((most, len(self.channel_owner)), -1, dtype=np.int64)
+        for weight, units in self.unit.items():
+            result[: len(units), self.rows[weight]] = np.stack(units) if units else -1
+        return result
+
+    @cached_property
+    def units_channels(self) -> tuple[Ints, Ints]:
+        """([P], [P]), all pairs of a unit and an output channel that goes with it, in order of the channels."""
+        channel, place = np.nonzero(self.channel_units.T >= 0)
+        return self.channel_units[place, channel], channel
+
+    @cached_property
     def keep_value(self) -> Floats:
         """[U], value of each unit that stays."""
         return step_value(np.minimum(self.keep_score, 1e3))
@@ -113,16 +139,11 @@ class Offer:
     @cached_property
     def owners_of_unit(self) -> csr_matrix:
         """[U, O], 1 where an owner has channels in one unit only: it goes with it."""
-        pairs = [
-            (unit[unit >= 0], self.owner[weight][unit >= 0]) for weight, units in self.unit.items() for unit in units
-        ]
-        unit = np.concatenate([*(u for u, _ in pairs), np.zeros(0, dtype=np.int64)]).astype(np.int64)
-        owner = np.concatenate([*(o for _, o in pairs), np.zeros(0, dtype=np.int64)]).astype(np.int64)
+        unit, channel = self.units_channels
+        owner = self.channel_owner[channel]
         shape = len(self.keep_score), len(self.width_score)
         shared = csr_matrix((np.ones(len(unit)), (unit, owner)), shape=shape)
-        channels = np.zeros(shape[1])
-        for owners in self.owner.values():
-            channels += np.bincount(owners, minlength=shape[1])
+        channels = np.bincount(self.channel_owner, minlength=shape[1])
         shared.data = (shared.data >= channels[shared.indices]).astype(np.float64)
         return shared
 
@@ -163,22 +184,33 @@ class Selection:
         """Become equal to another one."""
         self.keep[:], self.column[:] = other.keep, other.column
 
+    def key(self) -> bytes:
+        """Equal for equal selections from the same offer."""
+        return self.keep.tobytes() + self.column.tobytes()
+
     def kept_channels(self, weight: str) -> Bools:
         """[C], whether each output channel stays."""
-        kept = np.ones(len(self.offer.owner[weight]), dtype=bool)
-        for unit in self.offer.unit[weight]:
-            kept &= (unit < 0) | self.keep[unit]
-        return kept
+        return self._stays(self.offer.channel_units[:, self.offer.rows[weight]])
+
+    def all_kept(self) -> Bools:
+        """[N], whether each output channel of each weight stays."""
+        return self._stays(self.offer.channel_units)
+
+    def _stays(self, units: Ints) -> Bools:
+        stays: Bools = np.append(self.keep, True)[units]
+        return np.logical_and.reduce(stays, axis=0)
 
     def owned(self) -> Ints:
         """[O], output channels of each owner that stay."""
-        none = np.zeros(0, dtype=np.int64)
-        owners = [owner[self.kept_channels(weight)] for weight, owner in self.offer.owner.items()]
-        return np.bincount(np.concatenate([none, *owners]), minlength=len(self.column))
+        return np.bincount(self.offer.channel_owner[self.all_kept()], minlength=len(self.column))
 
     def columns(self, weight: str) -> Ints:
         """[C], grid column of each output channel, 0 where it is removed."""
         return np.where(self.kept_channels(weight), self.column[self.offer.owner[weight]], 0)
+
+    def all_columns(self) -> Ints:
+        """[N], grid column of each output channel of each weight, 0 where it is removed."""
+        return np.where(self.all_kept(), self.column[self.offer.channel_owner], 0)
 
     def bits(self, weight: str) -> list[int]:
         """[C], width of each output channel, 0 where it is removed."""
@@ -194,10 +226,8 @@ class Selection:
             name: torch.from_numpy(self.keep[place]).double().requires_grad_(differentiable)
             for name, place in self.offer.units.items()
         }
-        weights = {
-            name: BitDist(_EYE[torch.from_numpy(self.columns(name))].requires_grad_(differentiable))
-            for name in self.offer.owner
-        }
+        rows = _EYE[torch.from_numpy(self.all_columns())]
+        weights = {name: BitDist(rows[place].requires_grad_(differentiable)) for name, place in self.offer.rows.items()}
         return NetBits(keep, weights, self.offer.activations)
 
     def unit_value(self) -> Floats:
@@ -219,8 +249,8 @@ def together(selections: Sequence[Selection]) -> NetBits:
     offer = selections[0].offer
     keep = np.stack([s.keep for s in selections])
     units = {name: torch.from_numpy(keep[:, place]).double() for name, place in offer.units.items()}
-    columns = {name: np.stack([s.columns(name) for s in selections]) for name in offer.owner}
-    weights = {name: BitDist(_EYE[torch.from_numpy(column)]) for name, column in columns.items()}
+    rows = _EYE[torch.from_numpy(np.stack([s.all_columns() for s in selections]))]
+    weights = {name: BitDist(rows[:, place]) for name, place in offer.rows.items()}
     return NetBits(units, weights, offer.activations)
 
 

@@ -7,6 +7,7 @@ Shape legend: K limits, U units, O owners, C output channels of a weight, B = le
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,8 +19,12 @@ from zerobit.cut.choices import Floats, Ints, Selection, together
 from zerobit.formats import GRID
 from zerobit.graph.ir import Graph
 
+_T = TypeVar("_T")
+
 #: Share of a limit by which sums of costs may differ with their order.
 MARGIN = 1e-12
+#: Selections whose prices are remembered.
+_RECENT = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +54,8 @@ class Pricing:
 
     def __init__(self, graph: Graph, limits: Sequence[Limit]) -> None:
         self.graph, self.limits = graph, tuple(limits)
+        self._totals: dict[bytes, Floats] = {}
+        self._prices: dict[bytes, Prices] = {}
 
     @cached_property
     def amounts(self) -> Floats:
@@ -62,9 +69,13 @@ class Pricing:
 
     def totals(self, selection: Selection) -> Floats:
         """[K]."""
-        with torch.no_grad():
-            use = usage(self.graph, selection.net_bits())
-            return np.array([float(limit.cost(use)) for limit in self.limits]) / self.amounts
+        key = selection.key()
+        if key not in self._totals:
+            with torch.no_grad():
+                use = usage(self.graph, selection.net_bits())
+                costs = np.array([float(limit.cost(use)) for limit in self.limits])
+            _remember(self._totals, key, costs / self.amounts)
+        return self._totals[key]
 
     def fits(self, selection: Selection) -> bool:
         """Whether every limit is kept."""
@@ -82,6 +93,12 @@ class Pricing:
 
     def prices(self, selection: Selection) -> Prices:
         """Marginal prices by the gradient of each cost."""
+        key = selection.key()
+        if key not in self._prices:
+            _remember(self._prices, key, self._marginal(selection))
+        return self._prices[key]
+
+    def _marginal(self, selection: Selection) -> Prices:
         bits = selection.net_bits(differentiable=True)
         use = usage(self.graph, bits)
         leaves = [*bits.keep.values(), *(d.p for d in bits.weights.values())]
@@ -103,18 +120,24 @@ class Pricing:
 
     def _scatter(self, selection: Selection, keep: list[Floats], weights: list[Floats]) -> tuple[Floats, Floats]:
         """([U], [O, B]) of the gradients of groups and weights."""
-        offer = selection.offer
+        offer, owners = selection.offer, len(selection.column)
+        price = np.concatenate([np.zeros((0, len(GRID))), *weights])
+        own = price - price[:, :1]
+        kept = selection.all_kept()
+        owner, stay = offer.channel_owner[kept], own[kept]
+        column: Floats = np.stack([np.bincount(owner, s, owners).astype(np.float64) for s in stay.T], 1)
+        at_width = own[np.arange(len(own)), selection.column[offer.channel_owner]]
         unit = np.concatenate([*keep, np.zeros(0)])
-        column = np.zeros((len(selection.column), len(GRID)))
-        for (name, owner), price in zip(offer.owner.items(), weights, strict=True):
-            own = price - price[:, :1]
-            kept = selection.kept_channels(name)
-            np.add.at(column, owner[kept], own[kept])
-            at_width = own[np.arange(len(owner)), selection.column[owner]]
-            for unit_of in offer.unit[name]:
-                ours = unit_of >= 0
-                np.add.at(unit, unit_of[ours], at_width[ours])
+        of_unit, channel = offer.units_channels
+        np.add.at(unit, of_unit, at_width[channel])
         return unit, column
+
+
+def _remember(found: dict[bytes, _T], key: bytes, value: _T) -> None:
+    """Keep the newest: the steps of a search ask for the selection of the step before, hardly ever for an older one."""
+    if len(found) >= _RECENT:
+        del found[next(iter(found))]
+    found[key] = value
 
 
 class WidthPricing:

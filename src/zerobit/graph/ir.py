@@ -5,7 +5,7 @@ are named after the node that makes them; parameters keep the names of the user'
 of one sample: dimension 0, the batch, is 1 (of a model that fixes its batch, the only size it takes).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -212,11 +212,15 @@ class Graph:
         """For each group along a tensor's dimension: int64 [size], the unit at each position, -1 for none."""
         size = (self.shapes[tensor] if tensor in self.shapes else self.parameters[tensor])[dim]
         found = {}
-        for group, member in self._along.get((tensor, dim), ()):
+        for group, member in self.groups_along(tensor, dim):
             units = np.full(size, -1, np.int64)
             units[member.index] = np.arange(group.units)[:, None]
             found[group.name] = units
         return found
+
+    def groups_along(self, tensor: str, dim: int) -> Sequence[tuple[ChannelGroup, Member]]:
+        """The groups that remove positions along a tensor's dimension, and where their units lie in it."""
+        return self._along.get((tensor, dim), ())
 
     @cached_property
     def _along(self) -> Mapping[tuple[str, int], list[tuple[ChannelGroup, Member]]]:
