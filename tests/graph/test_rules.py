@@ -190,6 +190,16 @@ FORMS: dict[str, RuleRow] = {
     "channels shuffled": RuleRow(lambda m, x: x.reshape(-1, 2, 2, 4, 4).transpose(1, 2).reshape(-1, 4, 4, 4)),
     "stacked": RuleRow(lambda m, x: torch.stack([x, x.exp()], 2)),
     "joined to a parameter": RuleRow(lambda m, x: torch.cat([x, m.plane.expand(x.shape[0], 4, 4, 4)], 2)),
+    "a parameter as wide as an image": RuleRow(lambda m, x: m.scale[:, None, None].expand_as(x) * x),
+    "as wide as another image": RuleRow(
+        lambda m, x: m.plane.expand_as(F.linear(x.movedim(1, 3), m.square)) + x[..., :1].movedim(1, 3)),
+    "a parameter of an image's type": RuleRow(lambda m, x: m.plane.type_as(x) * x),
+    "a parameter in an image's shape": RuleRow(lambda m, x: m.plane[None].view_as(x[:1]) * x),
+    "in another shape than a layer makes": RuleRow(
+        lambda m, x: x.reshape_as(F.linear(x.movedim(1, 3), m.square)),
+        reason="meets channels that stay in `reshape_as`"),
+    "a weight that is read before its layer": RuleRow(
+        lambda m, x: F.linear(x.movedim(1, 3) + m.square.mean(0), m.square), group="call.square"),
     "a token in front": RuleRow(lambda m, x: torch.cat(
         [m.plane[:1, :1].expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1) + m.plane[0, 0]),
     "merged with the batch": RuleRow(
@@ -210,6 +220,18 @@ def test_other_forms(name: str) -> None:
     assert (_group(graph, row.group).frozen or "") == row.reason
     for kept in ([1], [0, 2], [1, 2, 3]):
         _assert_law(program, x, kept)
+
+
+@pytest.mark.parametrize("name", ["view_as", "reshape_as", "expand_as"])
+def test_channels_go_with_those_of_the_tensor_that_gives_the_shape(name: str) -> None:
+    def call(m: Any, x: Tensor) -> Tensor:
+        other = F.linear(x.movedim(1, 3), m.square).movedim(3, 1)
+        return getattr(x.exp(), name)(other)
+
+    program, x = _captured(call)
+    (group, _) = describe(program).groups
+    assert {"conv.weight", "call.square"} <= {member.tensor for member in group.members}
+    _assert_law(program, x, [0, 2])
 
 
 # What a rule's call can also be told to do, which the rule does not treat: the op stays a barrier, and says why.

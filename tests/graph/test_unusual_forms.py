@@ -68,6 +68,17 @@ FORMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         ),
         (6,),
     ),
+    "compared in place": (
+        lambda: _Net(lambda m, x: m.head(m.stem(x).gt_(0.1)), stem=nn.Linear(6, 7), head=nn.Linear(7, 3)),
+        (6,),
+    ),
+    "a parameter as wide as a result": (
+        lambda: _Net(
+            lambda m, x: (lambda y: m.head(m.scale.expand_as(y) * y))(m.stem(x)),
+            stem=nn.Linear(6, 7), scale=_parameter(7), head=nn.Linear(7, 3),
+        ),
+        (6,),
+    ),
     "linear with a vector": (
         lambda: _Net(lambda m, x: F.linear(F.relu(m.stem(x)), m.seven), stem=nn.Linear(6, 7), seven=_parameter(7)),
         (6,),

@@ -14,6 +14,11 @@ from zerobit.graph.program import Code, Node, OpOverload, map_nodes
 
 #: Calls that can return their input itself, though their schema does not say so.
 _RETURN_INPUT = (*DROPOUTS, "aten.type_as.default")
+#: Calls that keep numbers where their functional form returns booleans.
+_COMPARISONS = frozenset(
+    f"{name}_"
+    for name in ("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "logical_not")
+)
 
 
 def written(node: Node) -> Node | None:
@@ -91,8 +96,10 @@ def make_functional(code: Code) -> bool:
 
 
 def _functional_form(node: Node) -> Any:
-    """aten.relu for aten.relu_; None if there is no such call of the same arguments."""
+    """aten.relu for aten.relu_; None if there is no such call of the same arguments and type."""
     name, overload = _schema(node).name.split("::")[-1], _schema(node).overload_name
+    if name in _COMPARISONS:
+        return None
     packet = getattr(torch.ops.aten, name[:-1], None) if name.endswith("_") and not name.endswith("__") else None
     functional = getattr(packet, overload or "default", None)
     if functional is None:

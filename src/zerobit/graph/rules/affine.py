@@ -110,7 +110,7 @@ class ConvTransposeRule(AbstractRule):
             leaving = np.repeat(channels, per_channel)
             state.label_parameter(op.weight, (channels, None, *space))
             return leave(op, state, leaving, 1)
-        leaving = state.atoms.fresh(_layer(op.weight), count)
+        leaving = _leaving(op, state, count)
         equal_per_group(channels, groups, state)
         block = equal_per_group(leaving, groups, state)
         if op.attrs["depthwise"]:
@@ -185,8 +185,7 @@ class EmbeddingRule(AbstractRule):
         for name in op.inputs:
             state.pin(name, f"picks rows in `{op.name}`")
         rank = len(state.shapes[op.name])
-        known = state.parameters.get(op.weight, (None, None))[1]
-        leaving = known if known is not None else state.atoms.fresh(_layer(op.weight), state.shapes[op.name][-1])
+        leaving = _leaving(op, state, state.shapes[op.name][-1])
         state.label_parameter(op.weight, (None, leaving))
         return leave(op, state, leaving, rank - 1)
 
@@ -270,11 +269,9 @@ def _entering(op: Op, state: AxisState) -> Labels | None:
 
 
 def _leaving(op: Op, state: AxisState, count: int) -> Labels:
-    """The channels a layer makes: new ones, or those that an earlier call of the same layer made."""
+    """New channels, named after the layer; the weight's labels unite them with those of an earlier reader, if any."""
     assert op.weight is not None
-    known = state.parameters.get(op.weight)
-    labels = known[op.rows.dim] if known else None
-    return state.atoms.fresh(_layer(op.weight), count) if labels is None else labels
+    return state.atoms.fresh(_layer(op.weight), count)
 
 
 def _depthwise_groups(arguments: Arguments, cut: Cut) -> Arguments:

@@ -7,7 +7,18 @@ import numpy as np
 
 from zerobit.graph.axes import Axes, AxisState, Labels
 from zerobit.graph.ir import Kind, Op
-from zerobit.graph.rules.base import AbstractRule, Arguments, Cut, Ref, Shapes, as_kind, dimension, operand, refuse
+from zerobit.graph.rules.base import (
+    AbstractRule,
+    Arguments,
+    Cut,
+    Ref,
+    Shapes,
+    as_kind,
+    dimension,
+    operand,
+    reading,
+    refuse,
+)
 
 
 class PermuteRule(AbstractRule):
@@ -107,9 +118,7 @@ class ExpandRule(AbstractRule):
         """Kind EXPAND with the tensor that gives the shape, or the dimensions whose size is known."""
         like = arguments["other"].name if "other" in arguments else None
         known = tuple(d for d, size in enumerate(arguments.get("size", ())) if isinstance(size, int))
-        return as_kind(
-            replace(op, inputs=op.inputs[:1]), Kind.EXPAND, known=known, like=like, rank=len(shapes[op.name])
-        )
+        return as_kind(reading(op, arguments, "self"), Kind.EXPAND, known=known, like=like, rank=len(shapes[op.name]))
 
     def couple(self, op: Op, state: AxisState) -> Axes:
         """Labels where nothing is repeated; new ones, or those of the tensor that gives the shape, where it is."""
@@ -120,12 +129,17 @@ class ExpandRule(AbstractRule):
         for dim, size in enumerate(after):
             own = axes.labels[dim - new] if dim >= new else None
             if dim >= new and before[dim - new] == size:
-                labels.append(own)
+                labels.append(self._as_wide(op, state, dim, own))
             else:
                 state.pin_axis(own, f"repeated in `{op.name}`")
                 labels.append(self._repeated(op, state, dim, size))
         grown = any(a is not None for a, n in zip(labels, (*(0,) * new, *before), strict=True) if n <= 1)
         return Axes(tuple(labels), frozenset({op.name}) if grown else axes.spoilers)
+
+    def _as_wide(self, op: Op, state: AxisState, dim: int, own: Labels | None) -> Labels | None:
+        if op.attrs["like"] is None:
+            return own
+        return state.meet((own, state.axes(op.attrs["like"]).labels[dim]), f"meets channels that stay in `{op.name}`")
 
     def _repeated(self, op: Op, state: AxisState, dim: int, size: int) -> Labels | None:
         if op.attrs["like"] is not None:

@@ -21,6 +21,7 @@ from zerobit.graph.rules.base import (
     dimension,
     operand,
     operands,
+    reading,
     refuse,
 )
 from zerobit.graph.rules.contract import cleanest
@@ -266,7 +267,8 @@ class IdentityRule(AbstractRule):
         del shapes
         dtype = arguments.get("dtype")
         is_float = not isinstance(dtype, torch.dtype) or dtype.is_floating_point
-        return as_kind(replace(op, inputs=op.inputs[:1]), Kind.IDENTITY if is_float else Kind.FLOAT)
+        source = "self" if "self" in arguments else "input"
+        return as_kind(reading(op, arguments, source), Kind.IDENTITY if is_float else Kind.FLOAT)
 
     def couple(self, op: Op, state: AxisState) -> Axes:
         """The input's."""

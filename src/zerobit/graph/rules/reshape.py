@@ -8,7 +8,7 @@ import numpy as np
 
 from zerobit.graph.axes import Axes, AxisState, Labels, Product
 from zerobit.graph.ir import Kind, Op, Shape
-from zerobit.graph.rules.base import AbstractRule, Arguments, Cut, Ref, Shapes, as_kind, operand
+from zerobit.graph.rules.base import AbstractRule, Arguments, Cut, Ref, Shapes, as_kind, operand, reading
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,21 @@ class ReshapeRule(AbstractRule):
     )
 
     def read(self, op: Op, arguments: Arguments, shapes: Shapes) -> Op:
-        """Kind RESHAPE; the shapes say the rest."""
-        del arguments, shapes
-        return as_kind(replace(op, inputs=op.inputs[:1]), Kind.RESHAPE)
+        """Kind RESHAPE with the tensor that gives the shape, if one does; the shapes say the rest."""
+        del shapes
+        like = arguments["other"].name if "other" in arguments else None
+        return as_kind(reading(op, arguments, "self" if "self" in arguments else "input"), Kind.RESHAPE, like=like)
 
     def couple(self, op: Op, state: AxisState) -> Axes:
-        """Labels split and merged factor by factor."""
+        """Labels split and merged factor by factor, and those of the tensor that gives the shape."""
+        axes = self._reshaped(op, state)
+        if op.attrs["like"] is None:
+            return axes
+        pairs = zip(axes.labels, state.axes(op.attrs["like"]).labels, strict=True)
+        met = (state.meet(pair, f"meets channels that stay in `{op.name}`") for pair in pairs)
+        return replace(axes, labels=tuple(met))
+
+    def _reshaped(self, op: Op, state: AxisState) -> Axes:
         source = operand(op)
         axes = state.axes(source)
         before, after = state.shapes[source], state.shapes[op.name]
