@@ -166,6 +166,26 @@ def test_what_a_cost_says_of_itself() -> None:
     assert EVERY.by_weight
 
 
+def test_widths_that_are_not_stored_come_to_a_function_at_the_next_one() -> None:
+    counts = _counts(w2=1, w3=2, w5=4, w8=8).requires_grad_()
+    use = _use(_layer(counts, torch.tensor(16.0, dtype=torch.float64)))
+    seen: list[Tensor] = []
+
+    def weights(layer: LayerUse) -> Tensor:
+        seen.append(layer.weight.counts)
+        return operations(layer)
+
+    value = FunctionCost("mine", "", weights, storage=(4, 8))(use)
+    assert torch.equal(seen[0], _counts(w4=3, w8=12))
+    assert value.item() == 144 * 256 * 8 * (3 * 4 + 12 * 8)
+    (grad,) = torch.autograd.grad(value, counts)
+    assert (grad / grad[1]).tolist() == [0, 1, 1, 1, 2, 2, 2, 2]
+    FunctionCost("mine", "", weights)(use)
+    assert any(one is counts for one in seen)
+    with pytest.raises(BudgetError, match=r"`storage` of the cost mine is \(8, 16\); allowed are widths"):
+        FunctionCost("mine", "", weights, storage=(8, 16))
+
+
 def test_a_kind_of_layer_that_was_not_measured_is_named() -> None:
     net = attached("inverted_residual")
     cost = MeasuredCost("narrow", "us", {"conv": {"macs": 1.0}}, WIDTHS)

@@ -8,13 +8,13 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from zerobit.cost.base import AbstractCost, LayerUse, Usage, total
+from zerobit.cost.base import AbstractCost, LayerUse, Usage, rounded_up, total
 from zerobit.cost.fit import fit
 from zerobit.cost.measured import parse_fit, read_toml
 from zerobit.cost.measurements import Table
 from zerobit.cost.table import load_target
 from zerobit.errors import BudgetError
-from zerobit.formats import DEFAULT_STORAGE
+from zerobit.formats import GRID
 from zerobit.importing import import_object
 
 
@@ -29,7 +29,8 @@ class FunctionCost(AbstractCost):
             layer's tensors by differentiable operations and without detaching any: a search follows its gradient.
         per_channel: whether, with the inputs given, it is linear in the number of channels at each width. Only say so
             if it is: False is always right, and slower to project.
-        storage: widths that weights are stored and computed with; others round up.
+        storage: widths that weights are stored and computed with, all by default; channels of others come to the
+            function at the next one.
         channel_multiple: the number of channels that stay is best a multiple of this.
     """
 
@@ -37,7 +38,7 @@ class FunctionCost(AbstractCost):
     unit: str
     function: Callable[[LayerUse], Tensor]
     per_channel: bool = False
-    storage: tuple[int, ...] = DEFAULT_STORAGE
+    storage: tuple[int, ...] = GRID[1:]
     channel_multiple: int = 1
     _checked: list[bool] = field(default_factory=list[bool], init=False, repr=False, compare=False)
 
@@ -48,12 +49,25 @@ class FunctionCost(AbstractCost):
             BudgetError: the function fails or returns something else than it should; names the layer.
         """
         call = self.function if self._checked else self._check
-        result = total([call(layer) for layer in use.layers])
+        result = total([call(self._stored(layer)) for layer in use.layers])
         if torch.is_grad_enabled() and not result.requires_grad and any(_follows(layer) for layer in use.layers):
             advice = "use no .item(), .detach() or numpy in it"
             self._fail(use.layers[0], "a value without gradient", "one that follows the layer's tensors", advice)
         self._checked.extend([True] * (not self._checked and bool(use.layers)))
         return result
+
+    def __post_init__(self) -> None:
+        if not self.storage or not set(self.storage) <= set(GRID[1:]):
+            msg = f"`storage` of the cost {self.name} is {self.storage}; allowed are widths from {GRID[1:]}; name some"
+            raise BudgetError(msg)
+
+    def _stored(self, layer: LayerUse) -> LayerUse:
+        if self.storage == GRID[1:]:
+            return layer
+        counts = layer.weight.counts
+        held = [GRID.index(width) for width in rounded_up(self.storage)]
+        moves = torch.eye(len(GRID), dtype=counts.dtype, device=counts.device)[held]
+        return replace(layer, weight=replace(layer.weight, counts=counts @ moves))
 
     def _check(self, layer: LayerUse) -> Tensor:
         try:
