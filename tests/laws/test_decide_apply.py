@@ -62,13 +62,13 @@ def _check_coupling(net: SearchNet, plan: Plan) -> None:
 
 
 #: All methods on a small network; the main methods on a larger one, where 5 % is not a single unit.
+MAIN = ("default", "shared", "layer")
 TABLE = [
-    (name, method, cost)
+    pytest.param(name, method, cost, marks=[] if method in MAIN or cost == "size" else [pytest.mark.matrix])
     for name in ("digits", "inverted_residual")
     for method in METHODS
     for cost in COSTS
-    if (cost in ("size", "mpic") and (name != "digits" or method in ("default", "shared", "layer")))
-    or (method == "default" and name != "digits")
+    if (cost in ("size", "mpic") and (name != "digits" or method in MAIN)) or (method == "default" and name != "digits")
 ]
 
 

@@ -28,7 +28,7 @@ from zerobit.search.net import SearchNet
 from zerobit.zoo.models import MODELS
 
 COSTS = ("size", "macs", "bops", "ram", "mpic", "ne16", "gap8", "diana", "cortex_m", "cortex_m.flash")
-#: A formula and tiles, on the networks of every run but the smallest, which has all.
+#: A formula and tiles, on the networks of every run; `make test-all` has all costs on the smallest.
 FEW_COSTS = ("bops", "ne16")
 #: One row of each family.
 FAMILIES = ("default", "djpq", "fracbits", "bsq", "fixed_4", "sequential")
@@ -39,10 +39,11 @@ QUICK = ("digits", "dscnn", "resnet8")
 def _tier(name: str, method: str, cost: str | None = None) -> str:
     """In every run, in that of the model matrix, or where every method is asked for."""
     is_family, few = method in FAMILIES, cost in (None, *FEW_COSTS)
-    if (name == "digits" and (is_family or cost in (None, "bops"))) or (name in QUICK and is_family and few):
+    if (name == "digits" and cost in (None, "bops")) or (name in QUICK and is_family and few):
         return "quick"
     # bit planes are 14 numbers per weight: they take minutes on the larger networks
-    return "matrix" if is_family and cost in (None, "bops") and method != "bsq" else "every_method"
+    is_matrix = is_family and (name == "digits" or (cost in (None, "bops") and method != "bsq"))
+    return "matrix" if is_matrix else "every_method"
 
 
 def _row(*values: str) -> object:
