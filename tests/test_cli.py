@@ -2,27 +2,20 @@
 
 import json
 import re
-import shutil
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import typer
-from click.testing import Result
-from typer.testing import CliRunner
 
 import zerobit
-from zerobit import export
+from commands import copied, invoke
 from zerobit.cli import app
 from zerobit.cost.registry import cost_names, named_cost
-from zerobit.export.c99.toolchain import missing_tools
-from zerobit.export.runtimes.tflite_micro import TfliteMicro
 from zerobit.options import MethodOptions, asked_costs, make_method
 from zerobit.plan import Plan
 from zerobit.search.methods import METHODS
-from zerobit.workflows import load_run
 
 COMMANDS: dict[str, set[str]] = {
     "demo": {"--out", "--seed"},
@@ -48,10 +41,6 @@ COMMANDS: dict[str, set[str]] = {
 }  # fmt: skip
 
 
-def _run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
 def test_commands_and_options_are_these() -> None:
     group: Any = typer.main.get_command(app)
     found = {name: {p.opts[0] for p in command.params} for name, command in group.commands.items()}
@@ -60,27 +49,27 @@ def test_commands_and_options_are_these() -> None:
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_explains_every_option(command: str) -> None:
-    result = _run(*command.split(), "--help")
+    result = invoke(*command.split(), "--help")
     assert result.exit_code == 0
     text = re.sub(r"\x1b\[[0-9;]*m", "", result.output)
     assert all(name.lstrip("-") in text.lower() for name in COMMANDS.get(command, COMMANDS))
 
 
 def test_no_command_shows_the_help() -> None:
-    assert "search" in _run().output
+    assert "search" in invoke().output
 
 
 def test_targets_lists_every_name_and_those_of_the_user(tmp_path: Path) -> None:
     text = files("zerobit.cost").joinpath("targets").joinpath("mpic.toml").read_text(encoding="utf-8")
     (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
-    result = _run("targets", "--target", tmp_path / "mine.toml")
+    result = invoke("targets", "--target", tmp_path / "mine.toml")
     assert result.exit_code == 0, result.output
     for name in (*cost_names(), "mine.cycles", "mine.energy"):
         assert name in result.output
 
 
 def test_inspect_shows_layers_and_groups() -> None:
-    result = _run("inspect", "zerobit.zoo.models:resnet8", "--input", "1,3,32,32")
+    result = invoke("inspect", "zerobit.zoo.models:resnet8", "--input", "1,3,32,32")
     assert result.exit_code == 0, result.output
     assert "77,360 weights" in result.output
     assert "12,501,632 MACs" in result.output
@@ -88,7 +77,7 @@ def test_inspect_shows_layers_and_groups() -> None:
 
 
 def test_inspect_speaks_json() -> None:
-    result = _run("inspect", "zerobit.zoo.models:resnet8", "--input", "1x3x32x32", "--json")
+    result = invoke("inspect", "zerobit.zoo.models:resnet8", "--input", "1x3x32x32", "--json")
     found = json.loads(result.stdout)
     assert (found["weights"], found["macs"], found["bytes_at_8_bit"]) == (77_360, 12_501_632, 77_360)
     assert len(found["layers"]) == 10
@@ -100,7 +89,7 @@ def test_inspect_speaks_json() -> None:
 
 
 def test_inspect_shows_what_wishes_do() -> None:
-    result = _run(
+    result = invoke(
         "inspect", "zerobit.zoo.models:resnet8", "--input", "1,3,32,32", "--json",
         "--frozen", "block1.conv2", "--bits", "conv=8", "--bits", "block3=0,4,8", "--min-channels", "block2=5",
         "--multiple-of", "8",
@@ -129,28 +118,15 @@ def test_inspect_takes_named_and_integer_inputs(tmp_path: Path, monkeypatch: pyt
         encoding="utf-8",
     )
     monkeypatch.chdir(tmp_path)
-    result = _run("inspect", "two_inputs_net:Net", "--input", "2,5:int64", "--input", "scale=2,4", "--json")
+    result = invoke("inspect", "two_inputs_net:Net", "--input", "2,5:int64", "--input", "scale=2,4", "--json")
     assert result.exit_code == 0, result.output
     assert [row["name"] for row in json.loads(result.stdout)["layers"]] == ["table", "fc"]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder of a search that is as short as can be."""
-    folder = tmp_path_factory.mktemp("cli") / "run"
-    result = _run(
-        "search", "--task", "digits", "--budget", "size=25%", "--float-epochs", 1, "--epochs", 1, 1,
-        "--batch", 256, "--device", "cpu", "--out", folder,
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    assert "exported" in result.output
-    return folder
 
 
 def test_a_fixed_width_needs_no_budget_and_the_plan_of_a_run_is_trained_again(run: Path, tmp_path: Path) -> None:
     for given, share in ((("--weight-bits", 4), 0.5), (("--plan", run / "plan.json"), 0.25)):
         folder = tmp_path / given[0]
-        result = _run(
+        result = invoke(
             "search", "--method", "fixed", *given, "--float", run / "float.safetensors", "--epochs", 1, 0,
             "--batch", 256, "--device", "cpu", "--out", folder,
         )  # fmt: skip
@@ -162,7 +138,7 @@ def test_a_fixed_width_needs_no_budget_and_the_plan_of_a_run_is_trained_again(ru
 
 
 def test_a_plan_of_another_network_is_found_before_any_training(run: Path, tmp_path: Path) -> None:
-    result = _run(
+    result = invoke(
         "search", "--method", "fixed", "--plan", run / "plan.json", "--model", "dscnn", "--out", tmp_path / "run"
     )
     assert result.exit_code == 2, result.output
@@ -200,10 +176,6 @@ def test_a_softmax_suits_itself_to_a_device_unless_it_is_told() -> None:
     assert make_method("softmax") is None
 
 
-def _copy(run: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(run, tmp_path / "run"))
-
-
 def test_a_search_leaves_everything_in_its_folder(run: Path) -> None:
     names = {p.name for p in run.iterdir()}
     assert {"run.json", "plan.json", "small.safetensors", "model.onnx", "report.html", "float.safetensors"} <= names
@@ -218,114 +190,14 @@ def test_a_search_leaves_everything_in_its_folder(run: Path) -> None:
 
 
 def test_the_same_command_again_resumes(run: Path, tmp_path: Path) -> None:
-    folder = _copy(run, tmp_path)
+    folder = copied(run, tmp_path)
     before = {n: (folder / n).read_bytes() for n in ("plan.json", "small.safetensors", "model.onnx")}
-    result = _run(
+    result = invoke(
         "search", "--task", "digits", "--budget", "size=25%", "--float-epochs", 1, "--epochs", 1, 1,
         "--batch", 256, "--device", "cpu", "--out", folder,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert {n: (folder / n).read_bytes() for n in before} == before
-
-
-@pytest.mark.parametrize("container", ["packcast", "int8"])
-def test_export_and_verify(run: Path, container: str, tmp_path: Path) -> None:
-    folder = _copy(run, tmp_path)
-    (folder / "model.onnx").unlink()
-    result = _run("export", folder, "--container", container)
-    assert result.exit_code == 0, result.output
-    assert (folder / "model.onnx").is_file()
-    result = _run("verify", folder)
-    assert result.exit_code == 0, result.output
-    assert "equal in every value" in result.output
-    assert "outputs of the ONNX file on all test samples: 0 of" in result.output
-
-
-def test_verify_says_in_full_what_to_install(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TfliteMicro, "missing", lambda *_: "absent: pip install 'zerobit[tflite]'")
-    result = _run("verify", run)
-    assert result.exit_code == 0, result.output
-    assert f"not run: {TfliteMicro.title}, absent: pip install 'zerobit[tflite]'" in result.output.splitlines()
-
-
-def test_verify_fails_where_nothing_can_be_compared(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zerobit.deployment.runtimes", lambda: ())
-    result = _run("verify", run)
-    assert result.exit_code == 1
-    assert "NOTHING WAS COMPARED" in result.output
-    assert "equal" not in result.output
-
-
-@pytest.mark.parametrize(
-    "options", [("--weights", "int4"), ("--name", "net"), ("--format", "c", "--container", "int8")]
-)
-def test_an_option_of_another_format_is_refused(options: tuple[str, ...], run: Path) -> None:
-    before = {path: path.read_bytes() for path in run.iterdir()}
-    result = _run("export", run, *options)
-    assert result.exit_code == 2
-    assert f"`{options[-2][2:]}` is '{options[-1]}', but `format` is" in result.output
-    assert {path: path.read_bytes() for path in run.iterdir()} == before
-
-
-@pytest.mark.parametrize("format_", ["onnx", "tflite", "c"])
-def test_a_folder_that_is_in_the_way_stays(
-    format_: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = _run("export", run, "--format", format_, "--out", ".")
-    assert result.exit_code == 2
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert tmp_path.is_dir()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_every_format_is_written_and_verified(run: Path, tmp_path: Path) -> None:
-    folder = _copy(run, tmp_path)
-    result = _run("export", folder, "--format", "c", "--name", "digits")
-    assert result.exit_code == 0, result.output
-    assert "arena" in result.output
-    assert "int digits_run(" in (folder / "c" / "model.h").read_text()
-    result = _run("export", folder, "--format", "tflite", "--weights", "int4")
-    assert result.exit_code == 0, result.output
-    assert (folder / "model.tflite").stat().st_size > 1000
-    result = _run("verify", folder)
-    assert result.exit_code == 0, result.output
-    for title in ("ONNX Runtime", "C on this", "TFLite Micro"):
-        assert title in result.output
-    if not missing_tools("cortex-m4"):
-        assert "C on cortex-m4" in result.output
-
-
-@pytest.mark.parametrize(
-    ("format_", "file", "named"),
-    [("c", "c/model.c", "c/model.c is missing, or is not what"), ("c", "c/model.h", "c/model.h is missing"),
-     ("tflite", "model.tflite", "model.tflite"), ("onnx", "model.onnx", "model.onnx")],
-)  # fmt: skip
-def test_verify_names_the_file_that_is_cut_off(format_: str, file: str, named: str, run: Path, tmp_path: Path) -> None:
-    folder = _copy(run, tmp_path)
-    assert _run("export", folder, "--format", format_).exit_code == 0
-    damaged = folder / file
-    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
-    result = _run("verify", folder)
-    assert result.exit_code == 2, result.output
-    assert named in result.stderr
-
-
-def test_export_writes_where_it_is_told(run: Path, tmp_path: Path) -> None:
-    result = _run("export", run, "--out", tmp_path / "there.onnx")
-    assert result.exit_code == 0, result.output
-    assert (tmp_path / "there.onnx").read_bytes() == (run / "model.onnx").read_bytes()
-
-
-def test_verify_finds_a_file_of_another_network(run: Path, tmp_path: Path) -> None:
-    folder = _copy(run, tmp_path)
-    record, net = load_run(folder)
-    with torch.no_grad():
-        net.tensors()["classifier.weight"].neg_()
-    export.onnx(net, folder / "model.onnx", mean=record.mean, std=record.std)
-    result = _run("verify", folder)
-    assert result.exit_code == 1
-    assert "NOT EQUAL: ONNX Runtime: first at layer linear" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -416,7 +288,7 @@ def test_mistakes_end_with_one_line_that_names_them(
     arguments: tuple[str, ...], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = _run(*arguments)
+    result = invoke(*arguments)
     assert result.exit_code == 2, result.output
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("error: ")
@@ -424,39 +296,5 @@ def test_mistakes_end_with_one_line_that_names_them(
     assert list(tmp_path.iterdir()) == [], "nothing is written before a mistake is found"
 
 
-@pytest.mark.parametrize(
-    ("name", "damage", "named"),
-    [
-        ("small.safetensors", "truncate", "`path`"),
-        ("small.safetensors", "remove", "`path`"),
-        ("run.json", "truncate", "`run`"),
-        ("run.json", "remove", "`run`"),
-    ],
-)
-@pytest.mark.parametrize("command", ["export", "verify"])
-def test_damaged_runs_are_refused(command: str, name: str, damage: str, named: str, run: Path, tmp_path: Path) -> None:
-    folder = _copy(run, tmp_path)
-    file = folder / name
-    if damage == "remove":
-        file.unlink()
-    else:
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    result = _run(command, folder)
-    assert result.exit_code == 2, result.output
-    (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("error: ")
-    assert named in line
-    assert str(file if name == "small.safetensors" else folder) in line
-
-
-@pytest.mark.parametrize(("option", "value"), [("--format", "c99"), ("--container", "zip"), ("--weights", "int3")])
-def test_unknown_formats_are_refused(option: str, value: str, run: Path, tmp_path: Path) -> None:
-    more = ("--format", "tflite") if option == "--weights" else ()
-    result = _run("export", run, option, value, *more, "--out", tmp_path / "x.onnx")
-    assert result.exit_code == 2, result.output
-    assert option.strip("-") in result.stderr
-    assert not (tmp_path / "x.onnx").exists()
-
-
 def test_an_unknown_option_is_a_usage_error() -> None:
-    assert _run("search", "--bugdet", "size=25%").exit_code == 2
+    assert invoke("search", "--bugdet", "size=25%").exit_code == 2
