@@ -4,7 +4,7 @@ import math
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zerobit.cost.base import LayerUse, Usage, WeightUse
 from zerobit.formats import GRID
@@ -47,3 +47,16 @@ def one_layer(
     positions = torch.tensor(float(math.prod(size)), dtype=torch.float64)
     layer = LayerUse("layer", kind, weight, inputs, positions, shape, kernel, depthwise, groups, None)
     return Usage((weight,), (layer,), torch.zeros((), dtype=torch.float64))
+
+
+class Words(nn.Module):
+    """A table of words, and a layer over all of them that may be the table."""
+
+    def __init__(self, is_tied: bool) -> None:
+        super().__init__()
+        self.table, self.inner, self.head = nn.Embedding(40, 16), nn.Linear(16, 16), nn.Linear(16, 40, bias=False)
+        if is_tied:
+            self.head.weight = self.table.weight
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.head(self.inner(self.table(words)).relu())

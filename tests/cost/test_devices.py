@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from usages import one_layer, zoo_graph
+from usages import Words, one_layer, zoo_graph
+from zerobit.bits import BitDist, NetBits
 from zerobit.cost.base import AbstractCost, Usage
 from zerobit.cost.devices.cortex_m import FITTED, Constants, Flash, Instructions
 from zerobit.cost.registry import named_cost
@@ -18,7 +19,7 @@ from zerobit.cost.usage import mean_inside, uniform, usage
 from zerobit.formats import GRID
 from zerobit.graph.capture import capture
 from zerobit.graph.describe import describe
-from zerobit.graph.ir import Kind
+from zerobit.graph.ir import Graph, Kind
 
 # --- values
 
@@ -328,3 +329,30 @@ def test_diana_shows_both_units_their_slope() -> None:
     assert slope[GRID.index(2)] > 0
     assert slope[GRID.index(8)] > slope[GRID.index(2)], "the digital unit is the slower one"
     assert slope[0] == 0
+
+
+# A weight that is read along both of its dimensions.
+
+
+def _words(is_tied: bool) -> Graph:
+    return describe(capture(Words(is_tied).eval(), torch.randint(0, 40, (2, 5))))
+
+
+@pytest.mark.parametrize("cost", ["macs", "bops", "mpic", "ne16", "gap8", "diana", "cortex_m", "ram"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_layer_that_is_also_the_embedding_runs_as_one_of_its_own_does(cost: str, bits: int) -> None:
+    tied, own = (named_cost(cost)(usage(g, uniform(g, bits))) for g in (_words(True), _words(False)))
+    assert tied.item() == own.item() > 0
+
+
+def test_each_word_counts_for_all_widths_of_the_embedding() -> None:
+    graph = _words(True)
+    bits = uniform(graph, 8)
+    weights = {**bits.weights, "table.weight": BitDist.one_hot([0] * 4 + [2] * 3 + [8] * 9)}
+    keep = {g.name: torch.tensor([0.0] * 4 + [1.0] * 12).double() if g.units == 16 else k
+            for g, k in zip(graph.groups, bits.keep.values(), strict=True)}  # fmt: skip
+    use = usage(graph, NetBits(keep, weights, bits.activations))
+    table, head = use.weights[0], use.layers[-1].weight
+    assert table.counts.tolist() == [4, 3, 0, 0, 0, 0, 0, 9]
+    assert head.counts.tolist() == [0, 10, 0, 0, 0, 0, 0, 30]
+    assert (head.fan_in.item(), table.fan_in.item()) == (12, 40)

@@ -11,17 +11,21 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from offers import ALL, SMALL, largest, limits_at, random_offer
+from searches import scramble
+from usages import Words
 from zerobit.bits import BitDist, NetBits
 from zerobit.cost.price import Limit
 from zerobit.cost.registry import named_cost
 from zerobit.cost.usage import usage
 from zerobit.cut.choices import Offer, Selection, smallest
+from zerobit.cut.decide import read_offer
 from zerobit.cut.permute import permute
-from zerobit.cut.pricing import Pricing
+from zerobit.cut.pricing import Pricing, WidthPricing
 from zerobit.cut.project import project
 from zerobit.cut.widths import promote
 from zerobit.formats import GRID
 from zerobit.graph.ir import Graph
+from zerobit.search.attach import attach
 from zerobit.search.choice import UnitRule
 from zerobit.search.methods.softmax import ChannelSoftmax
 from zerobit.zoo.models import MODELS
@@ -194,6 +198,20 @@ def test_units_are_assigned_to_the_places_of_their_group(name: str, seed: int) -
     assert found.value() == pytest.approx(best, rel=1e-12)
     pricing = Pricing(graph, [Limit(named_cost(cost), 1.0) for cost in ("size", "bops", "ne16", "ram")])
     assert (pricing.totals(found) == pricing.totals(start)).all()
+
+
+@pytest.mark.parametrize("cost", ["size", "bops", "gap8", "diana", "cortex_m"])
+def test_widths_of_a_weight_that_is_read_along_both_dimensions_cost_what_the_network_does(cost: str) -> None:
+    net = scramble(attach(Words(is_tied=True), torch.randint(0, 40, (2, 5)), ChannelSoftmax()), 1)
+    offer = read_offer(net)[0]
+    pricing = Pricing(net.graph, [Limit(named_cost(cost), 1.0)])
+    wide = largest(offer)
+    for weight, owner in offer.owner.items():
+        mixed = wide.copy()
+        mixed.column[owner[: len(owner) // 3]] = GRID.index(2)
+        counts = np.stack([np.bincount(s.columns(weight), minlength=len(GRID)) for s in (wide, mixed)])
+        before, after = WidthPricing(pricing, wide)(weight, counts)[0]
+        assert after - before == pytest.approx((pricing.totals(mixed) - pricing.totals(wide))[0], rel=1e-9)
 
 
 def test_prices_that_are_remembered_are_those_of_the_selection_as_it_is_now() -> None:

@@ -22,7 +22,11 @@ def usage(graph: Graph, bits: NetBits) -> Usage:
     """
     axis = AxisKeep(graph, bits)
     weights = {name: WeightUse(name, bits.weights[name].p.sum(-2), _fan_in(graph, name, axis)) for name in graph.rows}
-    layers = [_layer_use(graph, op, weights[op.weight], bits, axis) for op in graph.weighted if op.weight is not None]
+    layers = [
+        _layer_use(graph, op, as_read(graph, op, weights[op.weight], axis), bits, axis)
+        for op in graph.weighted
+        if op.weight is not None
+    ]
     rest = sum((axis.product(name) for name in graph.float_weights), torch.zeros((), dtype=torch.float64))
     return Usage(tuple(weights.values()), tuple(layers), rest, lambda: make_values(graph, axis.gone, bits))
 
@@ -71,6 +75,30 @@ def _fan_in(graph: Graph, weight: str, axis: AxisKeep) -> Tensor:
         return axis.product(weight, [dim for dim in range(len(shape)) if dim != rows.dim])
     per_group = 1.0 if shape[0] == rows.groups else axis(weight, 0) / rows.groups
     return per_group * axis.product(weight, [dim for dim in range(1, len(shape)) if dim != rows.dim])
+
+
+def as_read(graph: Graph, op: Op, weight: WeightUse, axis: AxisKeep) -> WeightUse:
+    """A weight as a layer reads it whose output channels lie along the inputs of the layer that widths belong to.
+
+    That is the last layer of a language model that shares its weight with the embedding. Each of its output channels
+    has weights of all widths, and counts for each by its share.
+
+    Args:
+        graph: of the network.
+        op: the layer.
+        weight: as the first layer reads it.
+        axis: what stays along each dimension.
+    """
+    rows = graph.rows[weight.name]
+    if op.rows.dim == rows.dim or max(op.rows.groups, rows.groups) > 1:
+        return weight
+    size, device = graph.parameters[weight.name][op.rows.dim], weight.counts.device
+    outputs = axis.product(weight.name, [op.rows.dim]).to(device)
+    inputs = axis.product(weight.name, [rows.dim]).to(device)
+    kept = weight.counts[..., 1:] * (outputs / inputs.clamp_min(1))[..., None]
+    removed = (size - outputs).expand(kept.shape[:-1])[..., None]
+    dims = [dim for dim in range(len(graph.parameters[weight.name])) if dim != op.rows.dim]
+    return WeightUse(weight.name, torch.cat([removed, kept], -1), axis.product(weight.name, dims))
 
 
 def _layer_use(graph: Graph, op: Op, weight: WeightUse, bits: NetBits, axis: AxisKeep) -> LayerUse:

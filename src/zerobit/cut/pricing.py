@@ -14,7 +14,7 @@ import torch
 
 from zerobit.cost.base import LayerUse, Usage, WeightUse
 from zerobit.cost.price import Limit
-from zerobit.cost.usage import usage
+from zerobit.cost.usage import AxisKeep, as_read, usage
 from zerobit.cut.choices import Floats, Ints, Selection, together
 from zerobit.formats import GRID
 from zerobit.graph.ir import Graph
@@ -150,8 +150,11 @@ class WidthPricing:
 
     def __init__(self, pricing: Pricing, selection: Selection) -> None:
         self.pricing = pricing
+        self._ops = {op.name: op for op in pricing.graph.weighted}
         with torch.no_grad():
-            use = usage(pricing.graph, selection.net_bits())
+            bits = selection.net_bits()
+            use = usage(pricing.graph, bits)
+            self._axis = AxisKeep(pricing.graph, bits)
         self.weights = {w.name: w for w in use.weights}
         self.layers: dict[str, list[LayerUse]] = {name: [] for name in self.weights}
         for layer in use.layers:
@@ -165,7 +168,10 @@ class WidthPricing:
             counts: [M, B], channels at each width.
         """
         own = WeightUse(weight, torch.from_numpy(counts).double(), self.weights[weight].fan_in)
-        layers = tuple(replace(layer, weight=own) for layer in self.layers[weight])
+        graph, axis = self.pricing.graph, self._axis
+        layers = tuple(
+            replace(layer, weight=as_read(graph, self._ops[layer.name], own, axis)) for layer in self.layers[weight]
+        )
         part = Usage((own,), layers, torch.zeros((), dtype=torch.float64))
         rows = []
         with torch.no_grad():
