@@ -37,7 +37,7 @@ def draw(path: Path, found: Sequence[Outcome], titles: Mapping[str, str]) -> Non
         for panel, cost in zip(panels, costs, strict=True):
             _fill(panel, cost, found, titles)
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(panels), frameon=False)
         with replacing(path) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
 
