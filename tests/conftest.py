@@ -6,8 +6,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-from commands import short_run
-
 # Derandomised, so that a failure is the same everywhere; no deadline, because the first
 # call into torch is slow.
 settings.register_profile("zerobit", deadline=None, derandomize=True)
@@ -21,4 +19,6 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder, not to be changed."""
+    from commands import short_run  # the commands take a while to import, and few tests use them
+
     return short_run(tmp_path_factory.mktemp("cli") / "run")

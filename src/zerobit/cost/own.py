@@ -42,6 +42,11 @@ class FunctionCost(AbstractCost):
     channel_multiple: int = 1
     _checked: list[bool] = field(default_factory=list[bool], init=False, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        if not self.storage or not set(self.storage) <= set(GRID[1:]):
+            msg = f"`storage` of the cost {self.name} is {self.storage}; allowed are widths from {GRID[1:]}; name some"
+            raise BudgetError(msg)
+
     def __call__(self, use: Usage) -> Tensor:
         """The sum.
 
@@ -55,11 +60,6 @@ class FunctionCost(AbstractCost):
             self._fail(use.layers[0], "a value without gradient", "one that follows the layer's tensors", advice)
         self._checked.extend([True] * (not self._checked and bool(use.layers)))
         return result
-
-    def __post_init__(self) -> None:
-        if not self.storage or not set(self.storage) <= set(GRID[1:]):
-            msg = f"`storage` of the cost {self.name} is {self.storage}; allowed are widths from {GRID[1:]}; name some"
-            raise BudgetError(msg)
 
     def _stored(self, layer: LayerUse) -> LayerUse:
         if self.storage == GRID[1:]:

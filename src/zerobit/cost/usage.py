@@ -9,7 +9,7 @@ from torch import Tensor
 from zerobit.bits import BitDist, NetBits
 from zerobit.cost.base import LayerUse, Usage, WeightUse
 from zerobit.cost.liveness import make_values
-from zerobit.graph.ir import Graph, Kind, Op, Shape
+from zerobit.graph.ir import Graph, Kind, Op, Rows
 from zerobit.quant.placement import activation_sites, place
 
 
@@ -21,7 +21,10 @@ def usage(graph: Graph, bits: NetBits) -> Usage:
         bits: widths of its channels.
     """
     axis = AxisKeep(graph, bits)
-    weights = {name: WeightUse(name, bits.weights[name].p.sum(-2), _fan_in(graph, name, axis)) for name in graph.rows}
+    weights = {
+        name: WeightUse(name, bits.weights[name].p.sum(-2), _fan_in(graph, name, rows, axis))
+        for name, rows in graph.rows.items()
+    }
     layers = [
         _layer_use(graph, op, as_read(graph, op, weights[op.weight], axis), bits, axis)
         for op in graph.weighted
@@ -47,7 +50,7 @@ class AxisKeep:
 
         Most are: a tensor for each would take most of the time of pricing a network.
         """
-        result: Tensor | float = float(self._shape(tensor)[dim])
+        result: Tensor | float = float(self._graph.shape_of(tensor)[dim])
         for group, member in self._graph.groups_along(tensor, dim):
             result = result - self.gone[group.name] * member.index.shape[1]
         return result
@@ -55,22 +58,18 @@ class AxisKeep:
     def product(self, tensor: str, dims: Iterable[int] | None = None) -> Tensor:
         """Expected number of values along some dimensions of a tensor, all of them if None; float64 [...]."""
         result: Tensor | float = 1.0
-        for dim in range(len(self._shape(tensor))) if dims is None else dims:
+        for dim in range(len(self._graph.shape_of(tensor))) if dims is None else dims:
             result = result * self(tensor, dim)
         return torch.as_tensor(result, dtype=torch.float64)
 
-    def _shape(self, tensor: str) -> Shape:
-        graph = self._graph
-        return graph.shapes[tensor] if tensor in graph.shapes else graph.parameters[tensor]
 
-
-def _fan_in(graph: Graph, weight: str, axis: AxisKeep) -> Tensor:
+def _fan_in(graph: Graph, weight: str, rows: Rows, axis: AxisKeep) -> Tensor:
     """Weights of one output channel that stay: inputs times the kernel's extent.
 
     Dimension 1 of a convolution's weight knows about groups already; dimension 0 of a grouped transposed one holds all
     of them: with one input each, whole groups go; with several, as many from each.
     """
-    shape, rows = graph.parameters[weight], graph.rows[weight]
+    shape = graph.parameters[weight]
     if rows.groups == 1:
         return axis.product(weight, [dim for dim in range(len(shape)) if dim != rows.dim])
     per_group = 1.0 if shape[0] == rows.groups else axis(weight, 0) / rows.groups
@@ -97,8 +96,7 @@ def as_read(graph: Graph, op: Op, weight: WeightUse, axis: AxisKeep) -> WeightUs
     inputs = axis.product(weight.name, [rows.dim]).to(device)
     kept = weight.counts[..., 1:] * (outputs / inputs.clamp_min(1))[..., None]
     removed = (size - outputs).expand(kept.shape[:-1])[..., None]
-    dims = [dim for dim in range(len(graph.parameters[weight.name])) if dim != op.rows.dim]
-    return WeightUse(weight.name, torch.cat([removed, kept], -1), axis.product(weight.name, dims))
+    return WeightUse(weight.name, torch.cat([removed, kept], -1), _fan_in(graph, weight.name, op.rows, axis))
 
 
 def _layer_use(graph: Graph, op: Op, weight: WeightUse, bits: NetBits, axis: AxisKeep) -> LayerUse:

@@ -210,13 +210,17 @@ class Graph:
 
     def units_along(self, tensor: str, dim: int) -> Mapping[str, NDArray[np.int64]]:
         """For each group along a tensor's dimension: int64 [size], the unit at each position, -1 for none."""
-        size = (self.shapes[tensor] if tensor in self.shapes else self.parameters[tensor])[dim]
+        size = self.shape_of(tensor)[dim]
         found = {}
         for group, member in self.groups_along(tensor, dim):
             units = np.full(size, -1, np.int64)
             units[member.index] = np.arange(group.units)[:, None]
             found[group.name] = units
         return found
+
+    def shape_of(self, tensor: str) -> Shape:
+        """Shape of an activation or a parameter."""
+        return self.shapes[tensor] if tensor in self.shapes else self.parameters[tensor]
 
     def groups_along(self, tensor: str, dim: int) -> Sequence[tuple[ChannelGroup, Member]]:
         """The groups that remove positions along a tensor's dimension, and where their units lie in it."""

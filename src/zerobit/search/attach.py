@@ -120,7 +120,7 @@ def _choices_of_weight(net: SearchNet, weight: str, only: set[str]) -> Along:
 
 def _choices_along(net: SearchNet, tensor: str, dim: int, only: set[str]) -> Along:
     graph = net.graph
-    size = (graph.shapes[tensor] if tensor in graph.shapes else graph.parameters[tensor])[dim]
+    size = graph.shape_of(tensor)[dim]
     return choices_along(graph, graph.units_along(tensor, dim), size, only)
 
 

@@ -146,15 +146,9 @@ def operands(op: Op, arguments: Arguments, *names: str) -> tuple[str, ...]:
     return tuple(v.name for v in given if isinstance(v, Ref) and _is_tensor(v, op))
 
 
-def reading(op: Op, arguments: Arguments, name: str) -> Op:
-    """The op with one argument as the only one whose values it reads, and that one first; others tell shape or type.
-
-    Args:
-        op: with inputs and parameters set.
-        arguments: the call's arguments.
-        name: of the argument, a tensor.
-    """
-    source = arguments[name].name
+def reading_self(op: Op, arguments: Arguments) -> Op:
+    """The op with its argument `self` as the only one whose values it reads, and first; others tell shape or type."""
+    source = arguments["self"].name
     if source in op.inputs:
         return replace(op, inputs=(source,))
     return replace(op, inputs=(), parameters=(source, *(p for p in op.parameters if p != source)))

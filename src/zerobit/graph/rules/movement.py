@@ -16,7 +16,7 @@ from zerobit.graph.rules.base import (
     as_kind,
     dimension,
     operand,
-    reading,
+    reading_self,
     refuse,
 )
 
@@ -118,7 +118,7 @@ class ExpandRule(AbstractRule):
         """Kind EXPAND with the tensor that gives the shape, or the dimensions whose size is known."""
         like = arguments["other"].name if "other" in arguments else None
         known = tuple(d for d, size in enumerate(arguments.get("size", ())) if isinstance(size, int))
-        return as_kind(reading(op, arguments, "self"), Kind.EXPAND, known=known, like=like, rank=len(shapes[op.name]))
+        return as_kind(reading_self(op, arguments), Kind.EXPAND, known=known, like=like, rank=len(shapes[op.name]))
 
     def couple(self, op: Op, state: AxisState) -> Axes:
         """Labels where nothing is repeated; new ones, or those of the tensor that gives the shape, where it is."""

@@ -21,7 +21,7 @@ from zerobit.graph.rules.base import (
     dimension,
     operand,
     operands,
-    reading,
+    reading_self,
     refuse,
 )
 from zerobit.graph.rules.contract import cleanest
@@ -267,8 +267,7 @@ class IdentityRule(AbstractRule):
         del shapes
         dtype = arguments.get("dtype")
         is_float = not isinstance(dtype, torch.dtype) or dtype.is_floating_point
-        source = "self" if "self" in arguments else "input"
-        return as_kind(reading(op, arguments, source), Kind.IDENTITY if is_float else Kind.FLOAT)
+        return as_kind(reading_self(op, arguments), Kind.IDENTITY if is_float else Kind.FLOAT)
 
     def couple(self, op: Op, state: AxisState) -> Axes:
         """The input's."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from zerobit.graph.axes import Axes, AxisState, Labels, Product
 from zerobit.graph.ir import Kind, Op, Shape
-from zerobit.graph.rules.base import AbstractRule, Arguments, Cut, Ref, Shapes, as_kind, operand, reading
+from zerobit.graph.rules.base import AbstractRule, Arguments, Cut, Ref, Shapes, as_kind, operand, reading_self
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ReshapeRule(AbstractRule):
         """Kind RESHAPE with the tensor that gives the shape, if one does; the shapes say the rest."""
         del shapes
         like = arguments["other"].name if "other" in arguments else None
-        return as_kind(reading(op, arguments, "self" if "self" in arguments else "input"), Kind.RESHAPE, like=like)
+        return as_kind(reading_self(op, arguments), Kind.RESHAPE, like=like)
 
     def couple(self, op: Op, state: AxisState) -> Axes:
         """Labels split and merged factor by factor, and those of the tensor that gives the shape."""
