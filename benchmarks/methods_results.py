@@ -277,7 +277,8 @@ def section(suite: Suite, found: Sequence[Outcome], epochs: tuple[int, int], lin
             f"Activations have 8 bit{charged}.",
             "BOPs: multiplications times weight width times activation width, of those of the float network at 32 x 32"
             f" bit.{means}",
-            "Wall times are of training and validation, with other runs on the machine's other cores.",
+            "Wall times are of training and validation, with other runs on the machine's other cores; the machine was"
+            " shared and not equally fast for all rows, so they don't rank the methods.",
             "",
             f"Command: `python benchmarks/methods_results.py --task {suite.task}{data} --runs RUNS{asked}`.",
             f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. {origin(found)} [All rows]({link}).",
