@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from methods_picture import draw
-from methods_rows import Outcome, Trial, read_rows, table, write_rows
+from methods_rows import Outcome, Trial, gains, read_rows, table, write_rows
 from projections import counted
 from results_common import Workplace, machine, write_section
 from rich.console import Console
@@ -247,6 +247,13 @@ def origin(found: Sequence[Outcome]) -> str:
     return text
 
 
+def joint_over_sequential(found: Sequence[Outcome]) -> list[str]:
+    """What both families of publications claim: one search for both is better than one after the other."""
+    gained = gains(found, "softmax", "sequential")
+    lead = "Test accuracy of the joint search (channel softmax) less that of prune-then-quantise, in points"
+    return [f"{lead}: {gained}."] if gained else []
+
+
 def section(suite: Suite, found: Sequence[Outcome], epochs: tuple[int, int], link: str) -> str:
     """The table, with what is needed to read and to repeat it."""
     recipe = Recipe(search_epochs=epochs[0], finetune_epochs=epochs[1])
@@ -277,6 +284,7 @@ def section(suite: Suite, found: Sequence[Outcome], epochs: tuple[int, int], lin
             f"Activations have 8 bit{charged}.",
             "BOPs: multiplications times weight width times activation width, of those of the float network at 32 x 32"
             f" bit.{means}",
+            *joint_over_sequential(found),
             "Wall times are of training and validation, with other runs on the machine's other cores; the machine was"
             " shared and not equally fast for all rows, so they don't rank the methods.",
             "",
