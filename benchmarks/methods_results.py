@@ -180,14 +180,20 @@ def run(place: Workplace, suite: Suite, trial: Trial) -> Outcome:
     return outcome(settings.out, trial)
 
 
+def accuracies(stage: Stage) -> tuple[float, float]:
+    """On validation and on test images; only networks without a task have none."""
+    assert stage.val is not None
+    assert stage.test is not None
+    return stage.val, stage.test
+
+
 def outcome(folder: Path, trial: Trial) -> Outcome:
     """Of a finished run; costs are counted on the cut network."""
     record, small = load_run(folder)
     stages: dict[str, Stage] = {stage.name: stage for stage in record.stages}
     start, searched, tuned = stages["float"], stages["searched"], stages["fine-tuned"]
-    assert None not in (start.val, start.test, tuned.val, tuned.test)
     return Outcome(
-        trial, tuned.val, tuned.test, start.val, start.test, start.size,  # type: ignore[arg-type]
+        trial, *accuracies(tuned), *accuracies(start), start.size,
         counted(small, Bops()) / (start.macs * FLOAT_BITS**2), tuned.size, searched.seconds, tuned.seconds, machine(),
         f"{datetime.now(UTC):%Y-%m-%d}",
     )  # fmt: skip

@@ -151,15 +151,12 @@ def table(found: Sequence[Outcome], budgets: Sequence[str], titles: Mapping[str,
 def gains(found: Sequence[Outcome], method: str, baseline: str) -> str:
     """Test accuracy of a method less that of another, in points, budget by budget; nothing where one is missing."""
     tests = {one.trial: one.test for one in found}
+    seeds = sorted({trial.seed for trial in tests})
     texts = []
-    for budget in dict.fromkeys(one.trial.budget for one in found if one.trial.budget):
-        pairs = [
-            (test, tests[Trial(baseline, budget, trial.seed)])
-            for trial, test in tests.items()
-            if (trial.method, trial.budget) == (method, budget) and Trial(baseline, budget, trial.seed) in tests
-        ]
-        if pairs:
-            points = [ours - theirs for ours, theirs in pairs]
-            deviation = f" (std. dev. {spread(points)})" if len(points) > 1 else ""
+    for budget in dict.fromkeys(trial.budget for trial in tests if trial.budget):
+        pairs = [(Trial(method, budget, seed), Trial(baseline, budget, seed)) for seed in seeds]
+        points = [tests[ours] - tests[theirs] for ours, theirs in pairs if {ours, theirs} <= tests.keys()]
+        if points:
+            deviation = f" (std. dev. {text})" if (text := spread(points)) else ""
             texts.append(f"{budget} {100 * statistics.fmean(points):+.2f}{deviation}")
     return ", ".join(texts)
