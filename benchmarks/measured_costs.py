@@ -153,7 +153,8 @@ Command: `python benchmarks/measured_costs.py{arguments}`. Seed {seed}. {machine
 
 *multiple* is what channel counts are multiples of, in what was measured and in the whole networks. It matters more than
 all else. The runtime has fast kernels for some counts only, so that fewer channels can take longer, which no cost that
-grows with channels can say: with the wrong multiple such a cost misleads, whatever its error on single layers.
+grows with channels can say: with the wrong multiple such a cost can
+mislead, as the ranks of whole networks show, whatever its error on single layers.
 
 {ladder}
 

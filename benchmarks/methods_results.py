@@ -9,8 +9,7 @@ anew, and takes the place of its row. Nothing is chosen on test data. Needs zero
     python benchmarks/methods_results.py --task cifar10 --data DIR --runs RUNS
     python benchmarks/methods_results.py --task cifar10 --data DIR --runs RUNS --seeds 0 1 2 --epochs 30 15
 
-Float networks are trained where they are missing; that of seed 0 is in RUNS/float, as for cifar10_results.py, or in
-RUNS/digits/float.
+Float networks are trained where they are missing; that of seed 0 is in RUNS/float or in RUNS/digits/float.
 """
 
 import argparse
@@ -125,8 +124,8 @@ _SUITES = {
         seeds=(0,),
         budgets=("size=25%", "size=50%"),
         about="Data: CIFAR-10 in a copy whose images were recompressed as JPEG, train and test alike; accuracies are\n"
-        "some points below those on the lossless set. Uniform networks train in two phases, as the others do; those\n"
-        "of the sections above, in one, came out up to 0.4 points apart.",
+        "some points below those on the lossless set. The float network is another one than that of the sections\n"
+        "above, and uniform networks train in two phases here: compare rows within a section.",
     ),
 }
 
@@ -271,6 +270,7 @@ def section(suite: Suite, found: Sequence[Outcome], epochs: tuple[int, int], lin
     has_bops = any(one.trial.budget.startswith("bops") for one in found)
     charged = "; under a budget of BOPs, a method chooses among the widths that it offers to weights" * has_bops
     means = " Means over seeds; the standard deviation is that of a sample, in points." * (len(seeds) > 1)
+    bars = "; bars are standard deviations" * (len(seeds) > 1)
     return "\n".join(
         [
             suite.about,
@@ -278,12 +278,12 @@ def section(suite: Suite, found: Sequence[Outcome], epochs: tuple[int, int], lin
             f" {epochs[0]} of search and {epochs[1]} of fine-tuning,",
             f"which is {recipe.choosing_epochs} with choices and {recipe.tuning_epochs} of the cut network; uniform"
             " ones have nothing to choose in the former. Methods run at their",
-            "defaults but for the widths of activations, the same at all budgets. Reported is the network after its"
+            "defaults but for the widths of activations (below). Reported is the network after its"
             " last epoch; nothing was chosen on test images.",
             "",
             *table(found, suite.budgets, _TITLES),
             "",
-            f"![Test accuracy over what budgets limit; bars are standard deviations]({link.removesuffix('.csv')}.svg)",
+            f"![Test accuracy over what budgets limit{bars}]({link.removesuffix('.csv')}.svg)",
             "",
             "Budgets are shares of the network with all weights at 8 bit, and hold for the cut network, on which costs"
             " are counted.",

@@ -1,4 +1,4 @@
-"""VGG7 on CIFAR-10 at the bit operations of published joint pruning and quantization; a section of docs/results.md.
+r"""VGG7 on CIFAR-10 at the bit operations of published joint pruning and quantization; a section of docs/results.md.
 
 The full recipe, for a GPU:
 
@@ -6,7 +6,8 @@ The full recipe, for a GPU:
 
 A shortened one, whose epochs see fewer images; its rows stand beside the others, marked as such:
 
-    python benchmarks/vgg7_results.py --data DIR --runs RUNS --images 2560 --held 1000 --epochs 8 8 4 --batch 64
+    python benchmarks/vgg7_results.py --data DIR --runs RUNS --images 2560 --held 1000 --epochs 8 8 4 --batch 64 \
+        --methods djpq
 
 Stopped runs go on where they were. Nothing is chosen on test data.
 """
@@ -247,7 +248,7 @@ def section(rows: list[Row], seed: int) -> str:
             *map(line, rows),
             "",
             "Command of the full recipe: `python benchmarks/vgg7_results.py --data DIR --runs RUNS`; shortened: with",
-            "`--epochs`, `--images`, `--batch` and `--held` as in the table.",
+            "`--epochs`, `--images`, `--batch`, `--held` and `--methods` as in the table.",
             f"Seed {seed}. {datetime.now(UTC):%Y-%m-%d}. {'; '.join(sorted({row.machine for row in rows}))}.",
         ]
     )
