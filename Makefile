@@ -26,7 +26,7 @@ test-all: check $(VENV)/.stamp-matrix  ## The same with every network of the mod
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not every_method"
 	$(BIN)/python benchmarks/coverage.py --check --tier all
 
-methods: $(VENV)/.stamp-test  ## Every method on every network of the zoo under every cost (45 minutes to two hours)
+methods: $(VENV)/.stamp-test  ## Every method on every network of the zoo under every cost (40 minutes to two hours)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/laws/test_methods.py
 
 coverage: $(VENV)/.stamp-matrix  ## Write docs/coverage.md anew
